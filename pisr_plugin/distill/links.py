@@ -68,8 +68,7 @@ class LinkedNetwork(nn.Module):
             output = self.net(*inputs)
         estimates = {}
         for name, tap in self.taps.items():
-            estimator = self.estimators[name] if name in self.estimators else None
-            estimates[name] = features[tap] if estimator is None else estimator(features[tap])
+            estimates[name] = self.estimators[name](features[tap]) if name in self.estimators else features[tap]
         return output, estimates
 
 

@@ -192,17 +192,18 @@ def registered_names(registry: Registry) -> list[str]:
     return [name.removesuffix('_basicsr') for name, _ in registry]
 
 
+DATASET_KEYS = {
+    'name': TEXT, 'type': TEXT, 'dataroot_gt': TEXT, 'dataroot_lq': TEXT, 'meta_info_file': TEXT,
+    'filename_tmpl': TEXT, 'io_backend': Fields({'type': OneOf('disk', 'lmdb', 'memcached')}, ['type'], open_ended=True),
+    'color': OneOf('y', 'rgb'), 'gt_size': POSITIVE, 'use_hflip': FLAG, 'use_rot': FLAG, 'mean': NUMBERS, 'std': NUMBERS,
+    'num_worker_per_gpu': WHOLE, 'batch_size_per_gpu': POSITIVE, 'dataset_enlarge_ratio': POSITIVE,
+    'prefetch_mode': OneOf('cpu', 'cuda'), 'num_prefetch_queue': POSITIVE, 'pin_memory': FLAG,
+    'persistent_workers': FLAG, 'phase': TEXT, 'scale': POSITIVE,
+}
+
+
 class Dataset(Rule):
     """A dataset block. Keys are checked for BasicSR's paired images; other types read their own."""
-
-    _keys = {
-        'name': TEXT, 'type': TEXT, 'dataroot_gt': TEXT, 'dataroot_lq': TEXT, 'meta_info_file': TEXT,
-        'filename_tmpl': TEXT, 'io_backend': Fields({'type': OneOf('disk', 'lmdb', 'memcached')}, ['type'], open_ended=True),
-        'color': OneOf('y', 'rgb'), 'gt_size': POSITIVE, 'use_hflip': FLAG, 'use_rot': FLAG, 'mean': NUMBERS, 'std': NUMBERS,
-        'num_worker_per_gpu': WHOLE, 'batch_size_per_gpu': POSITIVE, 'dataset_enlarge_ratio': POSITIVE,
-        'prefetch_mode': OneOf('cpu', 'cuda'), 'num_prefetch_queue': POSITIVE, 'pin_memory': FLAG,
-        'persistent_workers': FLAG, 'phase': TEXT, 'scale': POSITIVE,
-    }
 
     def check(self, value: Any, place: str, problems: list[str]) -> None:
         if not isinstance(value, Mapping):
@@ -219,7 +220,7 @@ class Dataset(Rule):
             required += ['dataroot_gt', 'dataroot_lq', 'io_backend']
             if place.split('.')[-1] == 'train':
                 required += ['gt_size', 'use_hflip', 'use_rot']
-        Fields(self._keys, required, open_ended=kind != 'PairedImageDataset').check(value, place, problems)
+        Fields(DATASET_KEYS, required, open_ended=kind != 'PairedImageDataset').check(value, place, problems)
 
 
 LOSS = Block(LOSS_REGISTRY)

@@ -151,8 +151,9 @@ def markdown(rows: list[Row], options: dict) -> str:
     y = all(block.get('test_y_channel') for block in metrics.values()) or \
         all(data.get('color') == 'y' for data in options['datasets'].values())
     border = '/'.join(str(v) for v in sorted({block.get('crop_border', 0) for block in metrics.values()}))
-    lines = [f'{"/".join(names)} at x{options["scale"]} on {"Y of BT.601" if y else "RGB"}, images rounded to 8 bit, '
-             f'{border} pixels cut from each border, mean over images; torch {torch.__version__}', '',
+    protocol = (f'{"/".join(names)} at x{options["scale"]} on {"Y of BT.601" if y else "RGB"}, images rounded to 8 bit, '
+                f'{border} pixels cut from each border, mean over images; torch {torch.__version__}')
+    lines = [protocol, '',
              '| network | parameters | ' + ' | '.join(sets) + ' |', '|---|---|' + '---|' * len(sets)]
     for row in rows:
         cells = [' / '.join(_figure(row.results[name][metric]) for metric in names) for name in sets]
