@@ -1,0 +1,1 @@
+"""Image pairs: preparing them, checking them, reading them."""
