@@ -4,6 +4,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from pisr_plugin.distill.estimators import Adapter, LocationScale
 
+from .bicubic_arch import Bicubic
 from .fsrcnn_arch import FSRCNN
 from .hrfsrcnn_arch import HRFSRCNN
 from .pi_teacher_arch import PIEncoder, PITeacher, TeacherOutput
@@ -13,4 +14,4 @@ from .rfdn_arch import RFDN
 for _estimator in (Adapter, LocationScale):
     ARCH_REGISTRY.register(_estimator)
 
-__all__ = ['FSRCNN', 'HRFSRCNN', 'RFDN', 'Adapter', 'LocationScale', 'PIEncoder', 'PITeacher', 'TeacherOutput']
+__all__ = ['Bicubic', 'FSRCNN', 'HRFSRCNN', 'RFDN', 'Adapter', 'LocationScale', 'PIEncoder', 'PITeacher', 'TeacherOutput']
