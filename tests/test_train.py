@@ -17,6 +17,7 @@ from pisr_plugin import checkpoint
 from pisr_plugin.engine.train import main as train
 from tests.conftest import ROOT
 
+STILL = ['stages:student:train:optim_g:lr=0', 'train:scheduler:eta_min=0']  # a student that keeps its initial weights
 TEACHER, STUDENT = Path('experiments/run/teacher'), Path('experiments/run/student')
 
 
@@ -46,7 +47,7 @@ def test_the_students_checkpoint_is_the_plain_network(workspace):
 
 
 def test_the_students_start_is_the_teachers_decoder(workspace):
-    assert train(['-opt', str(workspace.recipe()), '--force_yml', 'stages:student:train:optim_g:lr=0']) == 0
+    assert train(['-opt', str(workspace.recipe()), '--force_yml', *STILL]) == 0
     teacher = checkpoint.load_weights(TEACHER / 'models/net_t_latest.pth')
     student = checkpoint.load_weights(STUDENT / 'models/net_g_latest.pth')
     assert len(student) == 14
@@ -114,7 +115,7 @@ def test_resuming_skips_a_damaged_state_and_restores_optimiser_ema_and_estimator
 
 def test_a_teacher_with_ema_hands_over_its_average(workspace):
     recipe = workspace.recipe(train={'total_iter': 4, 'ema_decay': 0.5})
-    assert train(['-opt', str(recipe), '--force_yml', 'stages:student:train:optim_g:lr=0']) == 0
+    assert train(['-opt', str(recipe), '--force_yml', *STILL]) == 0
     teacher = torch.load(TEACHER / 'models/net_t_latest.pth', weights_only=True)
     student = torch.load(STUDENT / 'models/net_g_latest.pth', weights_only=True)['params']
     key = 'expanding.0.0.weight'
@@ -138,10 +139,10 @@ def test_any_network_of_basicsr_is_a_student(workspace, network, tap):
 MISTAKES = {
     'unknown key': (['train:totl_iter=3'], ['train.totl_iter: unknown key', "'total_iter'"]),
     'unknown dataset key': (['datasets:train:gtsize=3'], ['datasets.train.gtsize: unknown key', "'gt_size'"]),
-    'wrong network': (['network_g:type=FSRCN'], ['network_g.type', "'FSRCN' is not registered", "'FSRCNN'"]),
+    'wrong network': (['network_g:type=FSRCN'], ['type', "'FSRCN' is not registered", "'FSRCNN'"]),
     'wrong loss': (['train:distill_opt:body:loss:type=VIDLaplas'], ['train.distill_opt.body.loss.type', "'VIDLaplaceLoss'"]),
-    'wrong argument': (['network_g:num_feet=3'], ['network_g.num_feet', 'FSRCNN has no such argument']),
-    'refused argument': (['network_g:upscale=1'], ['network_g', 'upscale']),
+    'wrong argument': (['network_g:num_feet=3'], ['num_feet', 'FSRCNN has no such argument', 'upscale']),
+    'refused argument': (['network_g:upscale=1'], ['network_t', 'upscale', 'found 1']),
     'wrong tap': (['train:distill_opt:body:student=expandng'], ['train.distill_opt.body.student', "'expanding'", 'last_layer']),
     'taps that do not fit': (['train:distill_opt:body:student=last_layer', 'train:distill_opt:body:teacher=decoder.expanding'],
                              ['train.distill_opt.body', 'differ in size', '(1, 1, 32, 32)', '(1, 8, 16, 16)']),
@@ -152,7 +153,8 @@ MISTAKES = {
     'text for whole number': (['train:total_iter=1.5'], ['train.total_iter', '1.5 where a whole number']),
     'missing data': (['datasets:train:dataroot_gt=datasets/nowhere'], ['datasets.train', 'datasets/nowhere', 'prepare_data']),
     'wrong scale': (['scale=3', 'datasets:train:dataroot_lq=datasets/train/LR_bicubic/X2'], ['datasets.train', 'scale']),
-    'network of another scale': (['network_g:upscale=4', 'network_t:decoder:upscale=2'], ['network_g', 'scale']),
+    'network of another scale': (['network_g:upscale=4', 'stages={student: {}}', 'network_t=~', 'train:imitation_opt=~', 'train:weight_transfer=~', 'train:distill_opt=~'],
+                                 ['network_g', '(1, 1, 64, 64)', 'scale 2', '(1, 1, 32, 32)']),
     'wrong colour': (['datasets:train:color=rgb'], ['network_t', '(1, 3, 32, 32)', 'color']),
     'missing checkpoint': (['path:pretrain_network_t=nowhere.pth'], ['nowhere.pth', 'does not exist']),
     'unknown optimiser': (['train:optim_g:type=Adm'], ["unknown 'Adm'", "'Adam'"]),
