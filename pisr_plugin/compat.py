@@ -136,7 +136,8 @@ def repair_check_resume() -> None:
     def check_resume(opt: dict[str, Any], resume_iter: int) -> None:
         path = opt['path']
         ignored = path.get('ignore_resume_networks') or ()
-        keys = {f'param_key_{name[len("network_"):]}' for name in opt if name.startswith('network_') and name in ignored}
+        networks = [name for name in opt if name.startswith('network_') and name in ignored]
+        keys = [name.replace('network_', 'param_key_', 1) for name in networks]
         kept = {key: path.pop(key) for key in keys if key in path}
         try:
             stock(opt, resume_iter)
