@@ -1,19 +1,11 @@
-"""Makes HR/LR pairs of photographs, in a folder that can be checked, continued and read by stock BasicSR.
-
-A data set's folder:
-
-    prepare.json                  what was asked for, of which photos, and what is finished
-    HR/NAME.png                   the photos, cropped
-    LR_bicubic/X2/NAME.png        one folder per scale, same names
-    HR.lmdb, LR_bicubic_X2.lmdb   the same files, same keys
-"""
+"""Makes HR/LR pairs of photographs, in a folder that can be checked, continued and read by stock BasicSR."""
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,11 +15,21 @@ import numpy as np
 from ..errors import DataError, OptionsError
 from ..resize import imresize_uint8
 from .image_lmdb import write_lmdb
-from .images import SUFFIXES, image_size, read_rgb, write_png, write_whole
+from .images import SUFFIXES, image_size, read_rgb, write_png
+from .layout import (
+    RECORD,
+    complain,
+    hr_folder,
+    image_folders,
+    keys_of,
+    lmdb_of,
+    piece_keys,
+    read_record,
+    save_record,
+    words,
+)
 from .parallel import run_jobs
-
-RECORD = 'prepare.json'
-_SHOWN = 20  # problems listed in one message
+from .verify import find_problems
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,18 @@ class PairOptions:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) < 2 or len(set(self.scales)) < len(self.scales):
-            raise OptionsError(f'scales: {_words(self.scales)} found; possible are different whole numbers from 2 on.')
+            raise OptionsError(f'scales: {words(self.scales)} found; possible are different whole numbers from 2 on.')
         for scale in self.lr_dirs:
             if scale not in self.scales:
-                raise OptionsError(f'lr-dir: X{scale} found, but the scales are {_words(self.scales)}.')
+                raise OptionsError(f'lr-dir: X{scale} found, but the scales are {words(self.scales)}.')
         if self.sub_images is None:
             return
         if self.crop != 'lcm':
             raise OptionsError('crop: pieces need HR that is exactly scale * LR, so sub-images go with crop lcm only.')
         for name, value in (('sub-images', self.sub_images), ('step', self.step)):
             if value < 1 or value % self.multiple:
-                raise OptionsError(f'{name}: {value} found; it must be a multiple of {self.multiple}, so that pieces of '
-                                   f'HR and LR show the same for the scales {_words(self.scales)}.')
+                raise OptionsError(f'{name}: {value} found; it must be a multiple of {self.multiple}, so that pieces '
+                                   f'of HR and LR show the same for the scales {words(self.scales)}.')
 
     @property
     def multiple(self) -> int:
@@ -78,26 +80,6 @@ class PairOptions:
     def as_record(self) -> dict:
         """The options as JSON holds them; where given LR images lay does not matter, that they were given does."""
         return {**asdict(self), 'scales': list(self.scales), 'lr_dirs': sorted(self.lr_dirs)}
-
-
-def hr_folder(root: Path) -> Path:
-    """Where HR images lie."""
-    return root / 'HR'
-
-
-def lr_folder(root: Path, scale: int) -> Path:
-    """Where LR images lie."""
-    return root / 'LR_bicubic' / f'X{scale}'
-
-
-def lmdb_of(folder: Path, root: Path) -> Path:
-    """The LMDB that holds the images of a folder: ``LR_bicubic/X2`` becomes ``LR_bicubic_X2.lmdb``."""
-    return root / ('_'.join(folder.relative_to(root).parts) + '.lmdb')
-
-
-def image_folders(root: Path, scales: Sequence[int]) -> list[Path]:
-    """HR's folder and those of all scales."""
-    return [hr_folder(root), *(lr_folder(root, scale) for scale in scales)]
 
 
 def build(sources: Sequence[Path], root: Path, options: PairOptions, *, lmdb: bool, workers: int) -> bool:
@@ -121,8 +103,6 @@ def build(sources: Sequence[Path], root: Path, options: PairOptions, *, lmdb: bo
             something else (it is left as it is), what was read back is wrong.
         OSError: a file could not be written.
     """
-    from .verify import find_problems
-
     names = _names(sources)
     record = _open_record(root, options, sources, names)
     if 'images' not in record['done']:
@@ -139,35 +119,6 @@ def build(sources: Sequence[Path], root: Path, options: PairOptions, *, lmdb: bo
         _finish(root, record, 'lmdb', find_problems(root, record, 'lmdb', workers))
         changed = True
     return changed
-
-
-def read_record(root: Path) -> dict:
-    """What ``prepare.json`` says of a data set.
-
-    Raises:
-        DataError: it is not there or damaged.
-    """
-    path = root / RECORD
-    try:
-        record = json.loads(path.read_text(encoding='utf-8'))
-        if not {'options', 'sources', 'pieces', 'done'} <= set(record):
-            raise ValueError('keys are missing')
-        return record
-    except FileNotFoundError:
-        raise DataError(f'{root}: no {RECORD} in it, so it was not built by prepare_data.') from None
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f'{path}: cannot be read: {error}') from None
-
-
-def piece_keys(record: dict) -> list[str]:
-    """The keys of all images of a finished data set, sorted."""
-    return sorted(key for name, count in record['pieces'].items() for key in _keys(name, count))
-
-
-def complain(heading: str, problems: Sequence[str], advice: str) -> DataError:
-    """One error that lists problems, shortened when there are many."""
-    more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
-    return DataError('\n  '.join([heading, *problems[:_SHOWN], *more]) + f'\n{advice}')
 
 
 def _names(sources: Sequence[Path]) -> list[str]:
@@ -194,21 +145,21 @@ def _open_record(root: Path, options: PairOptions, sources: Sequence[Path], name
     else:
         occupied = [path.name for path in (root / 'HR', root / 'LR_bicubic', *root.glob('*.lmdb')) if path.exists()]
         if occupied:
-            raise DataError(f'{root}: holds {_words(occupied)}, not built by prepare_data. Nothing was changed; choose '
+            raise DataError(f'{root}: holds {words(occupied)}, not built by prepare_data. Nothing was changed; choose '
                             f'another folder with -o.')
         record = {'options': options.as_record(), 'pieces': {}, 'done': []}
     if 'images' not in record['done']:
         record['sources'] = now
         for folder in image_folders(root, options.scales):
             folder.mkdir(parents=True, exist_ok=True)
-        _save(root, record)
+        save_record(root, record)
     return record
 
 
 def _compare(root: Path, record: dict, options: PairOptions, now: dict[str, int]) -> None:
     """Refuses a folder made with other options or of other photos."""
     asked, there = options.as_record(), record['options']
-    differences = [f'{key}: {_words(there.get(key))} there, {_words(value)} asked for'
+    differences = [f'{key}: {words(there.get(key))} there, {words(value)} asked for'
                    for key, value in asked.items() if there.get(key) != value]
     for name, size in record['sources'].items():
         # Photos that left nothing may change or go: they were the damaged ones of an unfinished build.
@@ -230,18 +181,17 @@ def _finish(root: Path, record: dict, part: str, problems: list[str]) -> None:
     if problems:
         raise complain(f'{root}: what was written is not right.', problems,
                        'Delete what is named and run the same command again.')
+    for folder in (root, *image_folders(root, record['options']['scales'])):
+        for leftover in folder.glob('.*.tmp'):  # of runs that were killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     record['done'].append(part)
-    _save(root, record)
-
-
-def _save(root: Path, record: dict) -> None:
-    write_whole(root / RECORD, (json.dumps(record, indent=1) + '\n').encode())
+    save_record(root, record)
 
 
 def _write_images(sources: Sequence[Path], names: Sequence[str], root: Path, options: PairOptions,
                   workers: int) -> dict[str, int]:
     """Makes all PNG files; returns how many pieces each photo gave, 0 for one kept whole."""
-    label = 'HR, LR ' + _words(f'x{scale}' for scale in options.scales)
+    label = 'HR, LR ' + words(f'x{scale}' for scale in options.scales)
     work = functools.partial(_write_pair, root=root, options=options)
     pieces, bad = {}, []
     for result, name in zip(run_jobs(work, list(zip(sources, names)), workers, label), names):
@@ -251,8 +201,8 @@ def _write_images(sources: Sequence[Path], names: Sequence[str], root: Path, opt
             pieces[name] = result
     if bad:
         raise complain(f'{len(bad)} of {len(sources)} photos cannot be used:', bad,
-                       f'The other {len(pieces)} are finished in {root}. Mend or take away those named and run the same '
-                       f'command again.')
+                       f'The other {len(pieces)} are finished in {root}. Mend or take away those named and run the '
+                       f'same command again.')
     return pieces
 
 
@@ -262,7 +212,7 @@ def _write_pair(source_and_name: tuple[Path, str], root: Path, options: PairOpti
     try:
         height, width = (side // options.multiple * options.multiple for side in image_size(source))
         corners = _corners(source, height, width, options)
-        keys = _keys(name, len(corners) if options.sub_images else 0)
+        keys = keys_of(name, len(corners) if options.sub_images else 0)
         folders = image_folders(root, options.scales)
         if not all((folder / f'{key}.png').exists() for folder in folders for key in keys):
             whole = read_rgb(source)
@@ -279,11 +229,6 @@ def _write_pair(source_and_name: tuple[Path, str], root: Path, options: PairOpti
             if not (folder / f'{key}.png').exists():
                 write_png(folder / f'{key}.png', piece)
     return len(keys) if options.sub_images else 0
-
-
-def _keys(name: str, count: int) -> list[str]:
-    """File names of pieces as BasicSR's extract_subimages gives them; a photo kept whole has its own."""
-    return [f'{name}_s{number:03d}' for number in range(1, count + 1)] if count else [name]
 
 
 def _corners(source: Path, height: int, width: int, options: PairOptions) -> list[tuple[int, int]]:
@@ -315,8 +260,8 @@ def _lr(whole: np.ndarray, source: Path, scale: int, options: PairOptions) -> np
     lr = read_rgb(path)
     expected = tuple(side // scale for side in whole.shape[:2])
     if lr.shape[:2] != expected:
-        raise DataError(f'{path}: {_words(lr.shape[:2], " x ")} (height x width); 1/{scale} of {source.name} is '
-                        f'{_words(expected, " x ")}')
+        raise DataError(f'{path}: {words(lr.shape[:2], " x ")} (height x width); 1/{scale} of {source.name} is '
+                        f'{words(expected, " x ")}')
     return lr[: height // scale, : width // scale]
 
 
@@ -330,11 +275,5 @@ def find_lr(folder: Path, source: Path, scale: int) -> Path:
     for path in (folder / f'{stem}{suffix}' for stem in stems for suffix in (source.suffix, *SUFFIXES)):
         if path.is_file():
             return path
-    raise DataError(f'{folder}: no LR image for {source.name}; looked for {_words(stems, " and ")} '
-                    f'with {_words(SUFFIXES, ", ")}')
-
-
-def _words(values: object, separator: str = ' ') -> str:
-    if isinstance(values, str) or not hasattr(values, '__iter__'):
-        return str(values)
-    return separator.join(map(str, values)) or 'none'
+    raise DataError(f'{folder}: no LR image for {source.name}; looked for {words(stems, " and ")} '
+                    f'with {words(SUFFIXES, ", ")}')

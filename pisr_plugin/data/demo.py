@@ -32,16 +32,17 @@ def build_demo(root: Path, workers: int) -> bool:
         DataError: scikit-image or one of its photos is not installed; as for ``build``.
     """
     folder = _photo_folder()
-    changed = [build([folder / name for name in photos], root / part, PairOptions(), lmdb=part == 'train', workers=workers)
-               for part, photos in (('train', TRAIN), ('heldout', HELD_OUT))]
-    return any(changed)
+    train = build([folder / name for name in TRAIN], root / 'train', PairOptions(), lmdb=True, workers=workers)
+    heldout = build([folder / name for name in HELD_OUT], root / 'heldout', PairOptions(), lmdb=False, workers=workers)
+    return train or heldout
 
 
 def _photo_folder() -> Path:
     """Where scikit-image keeps its photos; it is not imported, as its loaders may go to the network."""
     spec = importlib.util.find_spec('skimage')
     if spec is None or spec.origin is None:
-        raise DataError('scikit-image is not installed; its photos are the demo set. Install it: pip install scikit-image')
+        raise DataError('scikit-image is not installed; its photos are the demo set. Install it: '
+                        'pip install scikit-image')
     folder = Path(spec.origin).parent / 'data'
     missing = [name for name in (*TRAIN, *HELD_OUT) if not (folder / name).is_file()]
     if missing:

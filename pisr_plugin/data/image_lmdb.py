@@ -1,8 +1,8 @@
 """PNG files in an LMDB, laid out as stock BasicSR reads it.
 
 The folder ``NAME.lmdb`` holds ``data.mdb``, ``lock.mdb`` and ``meta_info.txt``. Keys are file names without ending;
-``meta_info.txt`` has a line ``name.png (height,width,channels) compression`` for each. BasicSR takes what is left of the
-first dot for the key, so a key has none.
+``meta_info.txt`` has a line ``name.png (height,width,channels) compression`` for each. BasicSR takes what is left of
+the first dot for the key, so a key has none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def write_lmdb(paths: Iterable[Path], target: Path) -> None:
         _fill(paths, temporary)
         os.rename(temporary, target)
     except lmdb.Error as error:
-        raise DataError(f'{target}: LMDB could not be written: {error}') from None
+        raise DataError(f'{target}: LMDB could not be written: {error}. The image files are kept: run the same '
+                        f'command again when that is mended.') from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -71,8 +72,8 @@ def read_meta_info(path: Path) -> dict[str, tuple[int, int, int]]:
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
         if not match:
-            raise DataError(f"{file}, line {number}: expected 'name.png (height,width,channels) level' with no other dot "
-                            f'in the name, found {line!r}.')
+            raise DataError(f"{file}, line {number}: expected 'name.png (height,width,channels) level' with no other "
+                            f'dot in the name, found {line!r}.')
         key, *size = match.groups()
         if key in sizes:
             raise DataError(f'{file}, line {number}: {key!r} is listed a second time.')

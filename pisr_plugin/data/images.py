@@ -14,6 +14,7 @@ from ..errors import DataError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap the sides
+_FROM_CAMERA = ('JPEG', 'MPO', 'TIFF')  # formats asked for it: cameras write no others, and Pillow would decode a PNG
 
 PNG_LEVEL = 3  # higher levels take several times as long for 1 % less
 
@@ -46,8 +47,7 @@ def image_size(source: Path | bytes) -> tuple[int, int]:
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            # a PNG is not asked: Pillow would decode it, and cameras write none
-            turned = image.format in ('JPEG', 'MPO', 'TIFF') and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            turned = image.format in _FROM_CAMERA and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
     except (OSError, Image.DecompressionBombError) as error:
         raise DataError(_unreadable(source, error)) from None
@@ -71,7 +71,8 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.mode not in _MODES:
                 raise DataError(_unreadable(source, f'8 bits per channel expected, pixel mode {image.mode!r} found'))
-            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+            upright = ImageOps.exif_transpose(image) if image.format in _FROM_CAMERA else image
+            return np.asarray(upright.convert('RGB'))
     # Pillow raises SyntaxError, ValueError, EOFError ... for damaged files of its various formats
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(_unreadable(source, error)) from None
@@ -90,9 +91,11 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename = str(path)  # it was the temporary file's, or none if the disk is full
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _unreadable(source: Path | bytes, why: object) -> str:

@@ -6,9 +6,9 @@ import functools
 from pathlib import Path
 
 from ..errors import DataError
-from .build import image_folders, lmdb_of, piece_keys, read_record
 from .image_lmdb import read_meta_info
 from .images import read_rgb
+from .layout import hr_folder, image_folders, lmdb_of, piece_keys, read_record
 from .lmdb import close_lmdb, open_lmdb
 from .parallel import run_jobs
 
@@ -24,8 +24,9 @@ def verify(root: Path, workers: int) -> list[str]:
     record = read_record(root)
     if 'images' not in record['done']:
         raise DataError(f'{root}: the build was stopped before it was finished. Run the same build command again.')
-    # a set whose folders were removed to save space is fine as long as it has its LMDBs
-    parts = [part for part in record['done'] if part != 'images' or 'lmdb' not in record['done'] or (root / 'HR').exists()]
+    parts = record['done']
+    if 'lmdb' in parts and not hr_folder(root).exists():  # removed to save space, which the LMDBs allow
+        parts = ['lmdb']
     return [problem for part in parts for problem in find_problems(root, record, part, workers)]
 
 
