@@ -37,9 +37,8 @@ def imresize(x: Tensor, scale: float) -> Tensor:
         raise ValueError(f'Expected a tensor of shape (..., C, H, W), but got {tuple(x.shape)}')
     ratio = _ratio(scale)
     y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    y = _resize_rows(y, ratio)
-    y = _resize_rows(y.transpose(-1, -2), ratio).transpose(-1, -2)
-    return y.to(x.dtype).contiguous()
+    y = _resize_last(y.transpose(-1, -2), ratio).transpose(-1, -2)
+    return _resize_last(y, ratio).to(x.dtype)
 
 
 def imresize_uint8(img: np.ndarray, scale: float) -> np.ndarray:
@@ -64,31 +63,32 @@ def imresize_uint8(img: np.ndarray, scale: float) -> np.ndarray:
         raise ValueError(f'Expected an image of shape (H, W) or (H, W, C), but got {img.shape}')
     ratio = _ratio(scale)
     x = torch.from_numpy(np.ascontiguousarray(img.reshape(*img.shape[:2], -1).transpose(2, 0, 1))).double()
-    x = _round_uint8(_resize_rows(x, ratio))
-    x = _round_uint8(_resize_rows(x.transpose(-1, -2), ratio)).transpose(-1, -2)
+    x = _round_uint8(_resize_last(x.transpose(-1, -2), ratio)).transpose(-1, -2)
+    x = _round_uint8(_resize_last(x, ratio))
     out = np.ascontiguousarray(x.to(torch.uint8).numpy().transpose(1, 2, 0))
     return out[..., 0] if img.ndim == 2 else out
 
 
-def _resize_rows(x: Tensor, scale: Fraction) -> Tensor:
-    """Resizes dimension -2 of a tensor (..., C, H, W)."""
-    height = x.shape[-2]
-    out_height = math.ceil(height * scale)
+def _resize_last(x: Tensor, scale: Fraction) -> Tensor:
+    """Resizes the last dimension of a tensor (..., C, H, W)."""
+    width = x.shape[-1]
+    out_width = math.ceil(width * scale)
     # F.interpolate cuts its kernel off at the border; MATLAB mirrors the image. So mirror first, by as much as the
-    # kernel reaches, in whole steps of the denominator: then the padding is a whole number of output rows to cut away.
+    # kernel reaches, in whole steps of the denominator: then the padding is a whole number of output pixels to cut away.
     reach = math.ceil(2 * max(1, 1 / scale)) + 1
     steps = math.ceil(reach / scale.denominator)
     pad = steps * scale.denominator
-    row = torch.arange(-pad, height + pad + scale.denominator, device=x.device) % (2 * height)
-    padded = x.index_select(-2, torch.minimum(row, 2 * height - 1 - row))
+    column = torch.arange(-pad, width + pad + scale.denominator, device=x.device) % (2 * width)
+    padded = x.index_select(-1, torch.minimum(column, 2 * width - 1 - column))
+    # One side at a time, and the last: torch's result is wrong for a height that changes where the width is 1.
     resized = F.interpolate(
-        padded.flatten(0, -4) if x.dim() > 3 else padded[None],
-        scale_factor=(float(scale), 1.0),
+        padded.reshape(1, -1, *padded.shape[-2:]),
+        scale_factor=(1.0, float(scale)),
         mode='bicubic',
         antialias=True,  # also when enlarging: without it torch uses a = -0.75
     )
     first = steps * scale.numerator
-    return resized[..., first : first + out_height, :].reshape(*x.shape[:-2], out_height, x.shape[-1])
+    return resized[..., first : first + out_width].reshape(*x.shape[:-1], out_width)
 
 
 def _round_uint8(x: Tensor) -> Tensor:
