@@ -19,10 +19,10 @@ def write(tmp_path):
 
 def test_a_recipe_merges_over_its_base(write):
     write('base.yml', 'train: {lr: 1e-3, optim: {type: Adam, eps: 1e-8}, steps: !!float 2e5}')
-    path = write('child.yml', '''
+    path = write('child.yml', """
         _base_: base.yml
         name: child
-        train: {lr: 2.5E-4, optim: {_delete_: true, type: SGD}}''')
+        train: {lr: 2.5E-4, optim: {_delete_: true, type: SGD}}""")
     assert compose(path) == {'name': 'child', 'train': {'lr': 2.5e-4, 'optim': {'type': 'SGD'}, 'steps': 2e5}}
 
 
