@@ -4,6 +4,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from pisr_plugin.distill.estimators import Adapter, LocationScale
 
+from .bicubic_arch import Bicubic
 from .carn_arch import CARN
 from .carnm_arch import CARNM
 from .erfdn_arch import ERFDN
@@ -20,6 +21,7 @@ for _estimator in (Adapter, LocationScale):
     ARCH_REGISTRY.register(_estimator)
 
 __all__ = [
+    'Bicubic',
     'CARN',
     'CARNM',
     'ERFDN',

@@ -1,0 +1,188 @@
+"""Checks a dataset block of BasicSR options before training, where BasicSR would stop in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import DataError, OptionsError, choice
+from .image_lmdb import read_meta_info
+from .images import image_size
+from .lmdb import open_lmdb
+
+Sizes = dict[str, tuple[int, int]]
+
+
+def check_dataset(opt: dict, place: str, scale: int) -> None:
+    """Makes sure that the images of a dataset are there and that every LR image fits its HR image.
+
+    Quick: LMDBs tell sizes in ``meta_info.txt``, of files only the header is read. Datasets other than
+    ``PairedImageDataset`` are only checked for the folders they name.
+
+    Args:
+        opt: A block of the options' ``datasets``. Without ``phase`` it is one for training if its place says so.
+        place: The block's path in the options, such as ``datasets.train``; messages begin with it.
+        scale: The upscaling factor of the run.
+
+    Raises:
+        DataError: images are missing, damaged or of sizes that do not fit.
+        OptionsError: the block's values cannot go together.
+    """
+    for key in sorted(key for key in opt if key.startswith('dataroot') and opt[key] is not None):
+        if not Path(opt[key]).exists():
+            raise DataError(f'{place}.{key}: {opt[key]} does not exist. {_how_to_build(Path(opt[key]), scale)}')
+    if opt.get('type') != 'PairedImageDataset':
+        return
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        if opt.get(key) is None:
+            raise OptionsError(f'{place}.{key}: missing; PairedImageDataset needs the folder or LMDB of the '
+                               f'{"HR" if key == "dataroot_gt" else "LR"} images.')
+    backend = (opt.get('io_backend') or {}).get('type')
+    if backend == 'lmdb':
+        gt, lq = (_lmdb_sizes(Path(opt[key]), f'{place}.{key}') for key in ('dataroot_gt', 'dataroot_lq'))
+        _same_keys(gt, lq, opt, place)
+    elif backend == 'disk':
+        gt, lq = _file_sizes(opt, place)
+    else:
+        raise OptionsError(f'{place}.io_backend.type: {backend} found. {choice(str(backend), ("disk", "lmdb"))}')
+    if not gt:
+        raise DataError(f'{place}.dataroot_gt: {opt["dataroot_gt"]} holds no images.')
+    training = opt.get('phase', place.split('.')[-1].split('_')[0]) == 'train'
+    _check_scale(gt, lq, opt, place, scale, training)
+    if training:
+        _check_patches(gt, opt, place, scale)
+
+
+def _lmdb_sizes(path: Path, place: str) -> Sizes:
+    """Sizes by key, once the LMDB is known to hold all keys that it lists."""
+    if path.suffix != '.lmdb':
+        raise DataError(f"{place}: {path} found; BasicSR takes only folders that end in '.lmdb' for LMDBs. For image "
+                        f'files set io_backend: {{type: disk}}.')
+    try:
+        sizes = read_meta_info(path)
+        with open_lmdb(path).begin() as txn:
+            stored = {bytes(key).decode('ascii', 'replace') for key in txn.cursor().iternext(keys=True, values=False)}
+    except DataError as error:
+        raise DataError(f'{place}: {error}') from None
+    lost = sizes.keys() - stored
+    if lost:
+        raise DataError(f'{place}: {path} lists {len(sizes)} images in meta_info.txt, but {_some(lost)} '
+                        f'{"is" if len(lost) == 1 else "are"} not in it. Copy or build it again.')
+    return {key: size[:2] for key, size in sizes.items()}
+
+
+def _same_keys(gt: Sizes, lq: Sizes, opt: dict, place: str) -> None:
+    if gt.keys() != lq.keys():
+        lonely = {'dataroot_gt': gt.keys() - lq.keys(), 'dataroot_lq': lq.keys() - gt.keys()}
+        told = [f'only in {opt[key]}: {_some(names)}' for key, names in lonely.items() if names]
+        raise DataError(f'{place}: the LMDBs of HR and LR hold different images; {"; ".join(told)}.')
+
+
+def _file_sizes(opt: dict, place: str) -> tuple[Sizes, Sizes]:
+    """Sizes of HR and LR files by the name of the HR file, paired as BasicSR does it."""
+    roots = {key: Path(opt[f'dataroot_{key}']) for key in ('gt', 'lq')}
+    for key, root in roots.items():
+        if not root.is_dir() or (root / 'data.mdb').exists():
+            raise DataError(f'{place}.dataroot_{key}: {root} is {"an LMDB" if root.is_dir() else "not a folder"}, but '
+                            f'{place}.io_backend.type is disk.')
+    template = opt.get('filename_tmpl') or '{}'
+    if template.format('a') == template:
+        raise OptionsError(f"{place}.filename_tmpl: {template!r} found; it needs {{}} for the HR image's name, as in "
+                           f"'{{}}x2'.")
+    names = _listed_names(opt, place) or _file_names(roots['gt'])
+    sizes: dict[str, Sizes] = {'gt': {}, 'lq': {}}
+    for name in names:
+        path = Path(name)
+        for key, file in (('gt', name), ('lq', f'{template.format(path.stem)}{path.suffix}')):
+            if not (roots[key] / file).is_file():
+                raise DataError(_no_partner(place, key, roots[key], file, name, template))
+            try:
+                sizes[key][name] = image_size(roots[key] / file)
+            except DataError as error:
+                raise DataError(f'{place}.dataroot_{key}: {error}') from None
+    count = len(_file_names(roots['lq']))
+    if not opt.get('meta_info_file') and count != len(names):
+        raise DataError(f'{place}: {roots["gt"]} holds {len(names)} files, {roots["lq"]} {count}; BasicSR wants as many '
+                        f'in both. Name those to use in {place}.meta_info_file, or take the others away.')
+    return sizes['gt'], sizes['lq']
+
+
+def _listed_names(opt: dict, place: str) -> list[str] | None:
+    """The HR files that ``meta_info_file`` names, if there is one."""
+    if not opt.get('meta_info_file'):
+        return None
+    path = Path(opt['meta_info_file'])
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not a text file'
+        raise DataError(f'{place}.meta_info_file: {path}: {reason}.') from None
+    return [line.strip().split(' ')[0] for line in lines]
+
+
+def _file_names(folder: Path) -> list[str]:
+    """All files that BasicSR would take for images: those not hidden."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != '.')
+
+
+def _no_partner(place: str, key: str, root: Path, file: str, name: str, template: str) -> str:
+    if key == 'gt':
+        return f'{place}.meta_info_file: it lists {name}, which is not in {root}.'
+    there = _file_names(root)
+    hint = choice(file, there) if len(there) <= 10 else f'It holds {len(there)} files such as {_some(there)}'
+    return (f'{place}.dataroot_lq: {root} has no {file}, the LR image of {name} '
+            f'({place}.filename_tmpl is {template!r}). {hint}.')
+
+
+def _check_scale(gt: Sizes, lq: Sizes, opt: dict, place: str, scale: int, training: bool) -> None:
+    """HR is scale * LR for training; for validation, where BasicSR crops HR, it may have a rest smaller than scale."""
+    wrong = [key for key in sorted(gt) if any(
+        not 0 <= side - small * scale < (1 if training else scale) for side, small in zip(gt[key], lq[key]))]
+    if not wrong:
+        return
+    key = wrong[0]
+    (height, width), (lr_height, lr_width) = gt[key], lq[key]
+    expected = 'HR must be exactly scale x LR to train' if training else 'LR must be HR // scale'
+    raise DataError(f'{place}: {len(wrong)} of {len(gt)} pairs do not fit scale {scale}; {key}: HR {height} x {width} '
+                    f'(height x width), LR {lr_height} x {lr_width}. {expected}. '
+                    f'{_likely_scale(gt[key], lq[key], training)} LR is read from {opt["dataroot_lq"]}.')
+
+
+def _likely_scale(hr: tuple[int, int], lr: tuple[int, int], training: bool) -> str:
+    ratio = max(1, round(hr[0] / max(1, lr[0])))
+    rests = [side - small * ratio for side, small in zip(hr, lr)]
+    if rests == [0, 0]:
+        return f'The pair looks like scale {ratio}.'
+    if all(0 <= rest < ratio for rest in rests):
+        crop = ' with HR that is not cropped; build it with --crop lcm' if training else ''
+        return f'The pair looks like scale {ratio}{crop}.'
+    return 'The pair does not look like any scale; perhaps the two show different images.'
+
+
+def _check_patches(gt: Sizes, opt: dict, place: str, scale: int) -> None:
+    gt_size = opt.get('gt_size')
+    if gt_size is None:
+        raise OptionsError(f'{place}.gt_size: missing; it is the side of the HR patches to train on.')
+    if gt_size % scale:
+        raise OptionsError(f'{place}.gt_size: {gt_size} is not a multiple of the scale, {scale}. '
+                           f'Possible: {gt_size // scale * scale}, {(gt_size // scale + 1) * scale}')
+    small = [key for key in sorted(gt) if min(gt[key]) < gt_size]
+    if small:
+        height, width = min((gt[key] for key in small), key=min)
+        raise DataError(f'{place}.gt_size: {gt_size} is more than {len(small)} of the {len(gt)} HR images measure: '
+                        f'{_some(small)}. The smallest is {height} x {width}: lower gt_size to '
+                        f'{min(height, width) // scale * scale}, or leave those images out.')
+
+
+def _how_to_build(path: Path, scale: int) -> str:
+    """The command whose output the path would be part of."""
+    root = path.parent.parent if path.parent.name == 'LR_bicubic' else path.parent
+    if 'demo' in root.parts:
+        return f'Build it: python tools/prepare_data.py demo -o {root.parent}'
+    return (f'Build it of a folder of photos: python tools/prepare_data.py build PHOTOS -o {root}'
+            f'{"" if scale in (2, 3, 4) else f" --scales {scale}"}')
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
