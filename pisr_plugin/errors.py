@@ -30,6 +30,10 @@ class DataError(PISRError):
     """Images or LMDBs are missing, damaged or do not fit together."""
 
 
+class InstallError(PISRError, ImportError):
+    """A package that the plugin stands on is missing, or does not fit another one."""
+
+
 def choice(found: str, possible: Iterable[str]) -> str:
     """Says what ``found`` could have been.
 

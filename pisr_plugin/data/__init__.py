@@ -1,1 +1,1 @@
-"""Image pairs: preparing them, checking them, reading them."""
+"""Stores, datasets and the preparation of images."""

@@ -32,7 +32,9 @@ def build_demo(root: Path, workers: int) -> bool:
         DataError: scikit-image or one of its photos is not installed; as for ``build``.
     """
     folder = _photo_folder()
-    train = build([folder / name for name in TRAIN], root / 'train', PairOptions(), lmdb=True, workers=workers)
+    # in pieces, because BasicSR decodes the whole image for every patch
+    pieces = PairOptions(sub_images=120, step=120)
+    train = build([folder / name for name in TRAIN], root / 'train', pieces, lmdb=True, workers=workers)
     heldout = build([folder / name for name in HELD_OUT], root / 'heldout', PairOptions(), lmdb=False, workers=workers)
     return train or heldout
 

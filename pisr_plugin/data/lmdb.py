@@ -48,7 +48,7 @@ def open_lmdb(path: str | os.PathLike, **settings: Any) -> lmdb.Environment:
 
 
 def close_lmdb(path: str | os.PathLike) -> None:
-    """Closes this process's handles on a file, so that it can be written or replaced; does nothing if there are none."""
+    """Closes this process's handle on a file, if it has one, so that the file can be written or replaced."""
     real = os.path.realpath(path)
     with _opening:
         for key in [key for key in _handles if key[0] == real]:

@@ -1,0 +1,141 @@
+"""The privileged teacher of PISR: an encoder that sees the HR image, and any network as decoder."""
+
+from __future__ import annotations
+
+import inspect
+from typing import NamedTuple
+
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+from .blocks import check_int
+
+
+class TeacherOutput(NamedTuple):
+    """What a privileged teacher gives: the reconstruction ``sr`` and the ``compact`` feature of LR size."""
+
+    sr: torch.Tensor
+    compact: torch.Tensor
+
+
+@ARCH_REGISTRY.register()
+class PIEncoder(nn.Sequential):
+    """Encodes an HR image into a compact feature that has the LR image's size and channels.
+
+    Four convolutions, 5x5, 5x5 with stride ``upscale``, 3x3, 3x3, each but the last followed by a PReLU with one
+    slope: Learning with Privileged Information for Efficient Image SR (ECCV 2020), section 3.1. 86,084 parameters
+    for one channel, 89,102 for three.
+
+    The paper has a PReLU after the last convolution too, the authors' code has none; this follows the code, because
+    the output imitates an image. Keys are ``0.{0..6}``, in the authors' files under ``backbone.network.encoder.``.
+
+    Args:
+        num_in_ch: Channels of the HR image and of the compact feature.
+        upscale: Scale factor, 2 or more.
+        d: Channels of the first two layers (the authors take FSRCNN's).
+        s: Channels of the third layer (the authors take FSRCNN's).
+        last_activation: Adds the fourth PReLU of the paper (one more parameter, key ``0.7.weight``).
+
+    Shape:
+        (N, num_in_ch, H, W) in [0, 1] to (N, num_in_ch, ceil(H / upscale), ceil(W / upscale)).
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    inputs = ('gt',)
+
+    def __init__(
+        self, *, num_in_ch: int, upscale: int, d: int = 56, s: int = 12, last_activation: bool = False
+    ) -> None:
+        check_int('num_in_ch', num_in_ch)
+        check_int('upscale', upscale, minimum=2)
+        check_int('d', d)
+        check_int('s', s)
+        layers = [
+            nn.Conv2d(num_in_ch, d, 5, padding=2),
+            nn.PReLU(),
+            nn.Conv2d(d, d, 5, stride=upscale, padding=2),
+            nn.PReLU(),
+            nn.Conv2d(d, s, 3, padding=1),
+            nn.PReLU(),
+            nn.Conv2d(s, num_in_ch, 3, padding=1),
+        ]
+        if last_activation:
+            layers.append(nn.PReLU())
+        super().__init__(nn.Sequential(*layers))  # nested for the authors' keys
+
+
+@ARCH_REGISTRY.register()
+class PITeacher(nn.Module):
+    """Hourglass teacher: HR image, ``encoder``, compact feature, ``decoder``, reconstructed HR image.
+
+    Learning with Privileged Information for Efficient Image SR (ECCV 2020), section 3.1. The decoder is the student
+    network unchanged. With FSRCNN on Y the whole has 98,728 parameters.
+
+    .. code-block:: yaml
+
+        network_t:
+          type: PITeacher
+          upscale: 2
+          decoder: {type: FSRCNN, num_in_ch: 1, num_out_ch: 1, upscale: 2}
+
+    Args:
+        upscale: Scale factor, the same as the decoder's.
+        decoder: Options of any registered network.
+        encoder: Options of the encoder. By default a PIEncoder with the decoder's input channels; what is given here
+            is merged into that, unless ``type`` names another network, whose options are then taken as they are.
+
+    Shape:
+        (N, C, H, W) in [0, 1], H and W multiples of ``upscale``, to ``sr`` of the same size and ``compact`` of size
+        (N, C, H / upscale, W / upscale).
+
+    Raises:
+        ValueError: An argument is out of its range, or the decoder has another scale (when built); the image does not
+            divide by the scale (when called).
+    """
+
+    inputs = ('gt',)
+
+    def __init__(self, *, upscale: int, decoder: dict, encoder: dict | None = None) -> None:
+        super().__init__()
+        check_int('upscale', upscale, minimum=2)
+        if not isinstance(decoder, dict) or 'type' not in decoder:
+            raise ValueError(f'decoder: found {decoder!r}, possible: options of a network, with its type')
+        if not isinstance(encoder, (dict, type(None))):
+            raise ValueError(f'encoder: found {encoder!r}, possible: options of a network, or nothing for a PIEncoder')
+        decoder_scale = _argument(decoder, 'upscale', 'scale', default=upscale)
+        if decoder_scale != upscale:
+            raise ValueError(f'decoder.upscale: found {decoder_scale!r}, possible: {upscale}, as of the teacher')
+        encoder = dict(encoder or {})
+        if encoder.setdefault('type', 'PIEncoder') == 'PIEncoder':
+            encoder.setdefault('num_in_ch', _argument(decoder, 'num_in_ch', 'in_chans', default=3))
+            encoder.setdefault('upscale', upscale)
+
+        self.upscale = upscale
+        self.encoder = build_network(encoder)
+        self.decoder = build_network(decoder)
+        if hasattr(self.decoder, 'default_tap'):
+            self.default_tap = f'decoder.{self.decoder.default_tap}'
+
+    def forward(self, gt: torch.Tensor) -> TeacherOutput:
+        height, width = gt.shape[-2:]
+        if height % self.upscale or width % self.upscale:
+            raise ValueError(
+                f'PITeacher: gt is {height}x{width}, its sides must be multiples of upscale {self.upscale}'
+            )
+        compact = self.encoder(gt)
+        return TeacherOutput(sr=self.decoder(compact), compact=compact)
+
+
+def _argument(options: dict, *names: str, default: object) -> object:
+    """The value that a network of these options will see for the first of ``names`` it knows."""
+    parameters = inspect.signature(ARCH_REGISTRY.get(options['type'])).parameters
+    for name in names:
+        if name in options:
+            return options[name]
+        if name in parameters and parameters[name].default is not inspect.Parameter.empty:
+            return parameters[name].default
+    return default

@@ -1,0 +1,117 @@
+"""Reading and writing weights: safe, atomic, and clear about what does not fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pisr_plugin.errors import CheckpointError
+
+_CONTAINERS = ('params', 'params_ema', 'state_dict')
+
+
+def save_atomic(content: Any, path: str | os.PathLike) -> None:
+    """Writes ``content`` with :func:`torch.save` so that ``path`` is never half written.
+
+    Raises:
+        CheckpointError: the folder is missing, not writable or full. An older file at ``path`` is still whole then.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f'cannot write {path}: {error}') from error
+
+
+def load_file_safely(path: str | os.PathLike) -> Any:
+    """Reads a ``.pth``, ``.state`` or ``.safetensors`` file onto the CPU without ever running code from it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = 'is a folder' if path.is_dir() else 'does not exist'
+        raise CheckpointError(f'{path} {what}; a checkpoint file (.pth or .safetensors) is needed.')
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f'{path} is refused: it holds more than tensors and plain containers, or is damaged '
+                              f'({reason}). Loading it could run code; save its state dict again where you trust '
+                              'it.') from None
+    except (RuntimeError, EOFError, OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f'{path} cannot be read: {str(error).splitlines()[0] if str(error) else "it is empty"}. '
+                              'It is damaged or not a checkpoint.') from None
+
+
+def load_weights(path: str | os.PathLike, param_key: str | None = 'params') -> dict[str, Tensor]:
+    """Reads a network's state dict from any of the usual containers.
+
+    Args:
+        path: A file with a plain state dict, or one under ``params``, ``params_ema`` or ``state_dict``.
+        param_key: The container wanted. When it is absent the others are tried, ``params`` first.
+
+    Returns:
+        The state dict, a leading ``module.`` removed from its keys.
+
+    Raises:
+        CheckpointError: the file cannot be read safely or holds no state dict.
+    """
+    content = load_file_safely(path)
+    if isinstance(content, Mapping):
+        for key in (param_key, *_CONTAINERS):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        found = f'keys {", ".join(map(str, list(content)[:5]))}' if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f'{path} holds no network weights: found {found}.')
+    return {key.removeprefix('module.'): value for key, value in content.items()}
+
+
+def load_network(net: nn.Module, path: str | os.PathLike, param_key: str | None = 'params', strict: bool = True) -> list[str]:
+    """Loads the weights in ``path`` into ``net``.
+
+    Args:
+        net: The network, not wrapped.
+        path: See :func:`load_weights`.
+        param_key: See :func:`load_weights`.
+        strict: False: tensors that are missing or differ in shape keep the values they have.
+
+    Returns:
+        Names of the tensors that were not loaded, empty when ``strict``.
+
+    Raises:
+        CheckpointError: the file cannot be read, or belongs to another network; ``net`` is unchanged then.
+    """
+    weights, own = load_weights(path, param_key), net.state_dict()
+    missing = [key for key in own if key not in weights]
+    unexpected = [key for key in weights if key not in own]
+    reshaped = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if strict and (missing or unexpected or reshaped):
+        lines = [f'{path} belongs to another network than {type(net).__name__} as configured:']
+        lines += [f'  {len(keys)} tensors {what}, e.g. {keys[0]}' for keys, what in
+                  ((missing, 'of the network are not in the file'), (unexpected, 'of the file are not in the network'))
+                  if keys]
+        lines += [f'  {key} is {tuple(weights[key].shape)} in the file and {tuple(own[key].shape)} in the network'
+                  for key in reshaped[:3]]
+        raise CheckpointError('\n'.join(lines))
+    net.load_state_dict({key: value for key, value in weights.items() if key in own and key not in reshaped}, strict=False)
+    return missing + reshaped

@@ -1,0 +1,77 @@
+"""Small networks between a student's tapped feature and a loss. Used in training only. Pure torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Estimate(NamedTuple):
+    """Parameters of a distribution of the teacher's feature; ``scale`` is positive and broadcasts to ``location``."""
+
+    location: torch.Tensor
+    scale: torch.Tensor
+
+
+class LocationScale(nn.Module):
+    """Estimates the location and scale of the teacher's feature from the student's (PISR, ECCV 2020, section 3.2).
+
+    Two branches, each a 1x1 convolution, a PReLU with one slope and a 1x1 convolution; the scale branch ends in
+    softplus. 12,770 parameters at 56 channels. Branches are named ``mean`` and ``var`` as in the authors' files
+    (``vid_module_dict.<tap>_mean``, ``vid_module_dict.<tap>_var``); the hidden width is ``in_ch``.
+
+    The losses of :mod:`pisr_plugin.losses.vid_loss` say whether the scale is Laplace's b or a Gaussian variance.
+
+    Args:
+        in_ch: Channels of the student's feature.
+        out_ch: Channels of the teacher's feature.
+        homoscedastic: Over what one scale is shared, per image: None (one for each element, as in the paper), ``'C'``
+            (one for each channel), ``'HW'`` (one for each position), ``'CHW'`` (one in all).
+
+    Shape:
+        (N, in_ch, H, W) to location (N, out_ch, H, W) and scale (N, out_ch, H, W), (N, out_ch, 1, 1), (N, 1, H, W) or
+        (N, 1, 1, 1) for the four values of ``homoscedastic``.
+
+    Raises:
+        ValueError: ``homoscedastic`` is none of these.
+    """
+
+    def __init__(self, *, in_ch: int, out_ch: int, homoscedastic: str | None = None) -> None:
+        super().__init__()
+        if homoscedastic not in (None, 'C', 'HW', 'CHW'):
+            raise ValueError(f"homoscedastic: found {homoscedastic!r}, possible: None, 'C', 'HW', 'CHW'")
+        self.mean = _branch(in_ch, out_ch)
+        self.var = _branch(in_ch, 1 if homoscedastic in ('HW', 'CHW') else out_ch)
+        self.pool = homoscedastic in ('C', 'CHW')
+
+    def forward(self, x: torch.Tensor) -> Estimate:
+        scale = self.var(x)
+        if self.pool:
+            scale = scale.mean(dim=(2, 3), keepdim=True)
+        return Estimate(location=self.mean(x), scale=F.softplus(scale))
+
+
+class Adapter(nn.Module):
+    """One 1x1 convolution that gives the student's feature the teacher's number of channels.
+
+    Args:
+        in_ch: Channels of the student's feature.
+        out_ch: Channels of the teacher's feature.
+
+    Shape:
+        (N, in_ch, H, W) to (N, out_ch, H, W).
+    """
+
+    def __init__(self, *, in_ch: int, out_ch: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_ch, out_ch, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+def _branch(in_ch: int, out_ch: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_ch, in_ch, 1), nn.PReLU(), nn.Conv2d(in_ch, out_ch, 1))

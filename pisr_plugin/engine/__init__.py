@@ -1,0 +1,1 @@
+"""From a recipe to trained stages and their figures."""

@@ -1,0 +1,5 @@
+"""Models registered with BasicSR."""
+
+from .pisr_model import PISRModel
+
+__all__ = ['PISRModel']

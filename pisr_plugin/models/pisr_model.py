@@ -1,0 +1,307 @@
+"""The training step of a stage: a teacher that learns to reconstruct, or a student that learns from one."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pisr_plugin import checkpoint
+from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
+from pisr_plugin.distill.taps import TapReader
+from pisr_plugin.errors import CheckpointError, OptionsError, choice
+
+
+@MODEL_REGISTRY.register()
+class PISRModel(SRModel):
+    """One stage: trains ``network_g``, or ``network_t`` when the stage has no ``network_g``.
+
+    With ``network_g`` and ``network_t`` the latter is the frozen teacher: it supplies initial weights
+    (``train.weight_transfer``) and target features (``train.distill_opt``), and is computed no further than the last
+    tap. With one network alone this is plain SR training, plus ``train.imitation_opt`` for a network that also returns
+    a compact feature.
+
+    Losses, each logged by name:
+        ``l_pix``: ``train.pixel_opt`` between reconstruction and gt (PISR, Eq. 3 and 7).
+        ``l_imitation``: ``train.imitation_opt`` between compact feature and lq (Eq. 4).
+        ``l_distill_<link>``: ``train.distill_opt.<link>`` between student and teacher features (Eq. 10).
+
+    Checkpoints: ``net_g_*`` or ``net_t_*`` hold the trained network alone, plain; ``net_e_*`` its estimators.
+
+    Args:
+        opt: Resolved options of one stage, as BasicSR's ``parse_options`` returns them.
+
+    Raises:
+        PISRError: networks, taps, losses, checkpoints and scale do not fit together.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        BaseModel.__init__(self, opt)  # SRModel would build network_g alone
+        self.label = 'g' if opt.get('network_g') else 't'
+        self.net = self._build_network(self.label)
+        self.print_network(self.net)
+        if self.is_train:
+            self.init_training_settings()
+
+    # ---------------------------------------------------------------------------------------------- building
+
+    def _build_network(self, label: str) -> nn.Module:
+        """Builds ``network_<label>`` and loads ``path.pretrain_network_<label>``."""
+        net = self._build(f'network_{label}', build_network).to(self.device)
+        path = self.opt['path'].get(f'pretrain_network_{label}')
+        if path is not None:
+            self.load_network(net, path, self.opt['path'].get(f'strict_load_{label}', True),
+                              self.opt['path'].get(f'param_key_{label}', 'params'))
+        return net
+
+    def _build(self, place: str, builder: Callable, option: dict | None = None):
+        """Builds what ``option``, by default the options at ``place``, describes; a refused argument names the place."""
+        if option is None:
+            option = self.opt
+            for key in place.split('.'):
+                option = option[key]
+        try:
+            return builder(option)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise OptionsError(f'{place}: {option["type"]} cannot be built: {error}') from None
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        resuming = bool(self.opt['path'].get('resume_state'))
+        batch = self._sample_batch()
+        links_opt = train_opt.get('distill_opt') or {}
+
+        self.teacher = None
+        if self.label == 'g' and self.opt.get('network_t'):
+            self.teacher = self._build_network('t').eval().requires_grad_(False)
+        elif links_opt or train_opt.get('weight_transfer'):
+            raise OptionsError('train.distill_opt and train.weight_transfer need a network_g to train and a network_t '
+                               'to learn from.')
+        if train_opt.get('weight_transfer') and not resuming:
+            copied = transfer_weights(train_opt['weight_transfer'], self.teacher, self.net, 'train.weight_transfer')
+            get_root_logger().info(f'Weight transfer: {len(copied)} tensors of network_t into network_g.')
+
+        self.cri_pix = self._criterion('pixel_opt')
+        self.cri_imitation = self._criterion('imitation_opt')
+        self._check_network(batch)
+
+        self.links = []
+        if links_opt:
+            self.links = build_links(links_opt, self.net, self.teacher, self._inputs(self.net, batch),
+                                     self._inputs(self.teacher, batch),
+                                     lambda place, option: self._build(place, build_network, option),
+                                     lambda place, option: self._build(place, build_loss, option), 'train.distill_opt')
+            self.teacher_reader = TapReader(self.teacher, {link.teacher for link in self.links})
+        if not (self.cri_pix or self.links):
+            raise OptionsError('train has neither pixel_opt nor distill_opt: there is nothing to minimise.')
+
+        self.net.train()
+        linked = LinkedNetwork(self.net, self.links).to(self.device)
+        self.estimators = linked.estimators
+        self.linked = self.model_to_device(linked)
+        self._init_ema(resuming)
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def _criterion(self, key: str) -> nn.Module | None:
+        return self._build(f'train.{key}', build_loss).to(self.device) if self.opt['train'].get(key) else None
+
+    def _init_ema(self, resuming: bool) -> None:
+        self.ema_decay = self.opt['train'].get('ema_decay') or 0
+        if not self.ema_decay:
+            return
+        self.net_ema = deepcopy(self.net).eval().requires_grad_(False)
+        if resuming:
+            self.load_network(self.net_ema, self.opt['path'][f'pretrain_network_{self.label}'], True, 'params_ema')
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Wraps the trained module for distributed runs, on CPU (gloo) as on GPU (NCCL)."""
+        net = net.to(self.device)
+        if not self.opt['dist']:
+            return net
+        device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
+        return DistributedDataParallel(net, device_ids=device_ids,
+                                       find_unused_parameters=self.opt.get('find_unused_parameters', False))
+
+    def setup_optimizers(self) -> None:
+        optim_opt = dict(self.opt['train']['optim_g'])
+        params = [p for p in self.linked.parameters() if p.requires_grad]
+        self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), params, **optim_opt)
+        self.optimizers.append(self.optimizer_g)
+
+    def get_optimizer(self, optim_type: str, params: list, lr: float, **kwargs) -> torch.optim.Optimizer:
+        """Builds any optimizer of torch.optim by name (the released BasicSR knows Adam alone)."""
+        optimizers = {name: cls for name, cls in vars(torch.optim).items()
+                      if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)}
+        if optim_type not in optimizers:
+            raise OptionsError(f'train.optim_g.type: unknown {optim_type!r}. {choice(optim_type, optimizers)}')
+        try:
+            return optimizers[optim_type](params, lr=lr, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise OptionsError(f'train.optim_g: {error}') from None
+
+    # ---------------------------------------------------------------------------------------------- checks
+
+    def _sample_batch(self) -> dict[str, Tensor]:
+        """One noise image pair shaped like a training patch, drawn without touching the random state."""
+        data_opt, scale = self.opt['datasets']['train'], self.opt['scale']
+        channels = 1 if data_opt.get('color') == 'y' else 3
+        size = data_opt.get('gt_size') or 32 * scale
+        generator = torch.Generator().manual_seed(0)
+        return {'lq': torch.rand(1, channels, size // scale, size // scale, generator=generator).to(self.device),
+                'gt': torch.rand(1, channels, size, size, generator=generator).to(self.device)}
+
+    @torch.no_grad()
+    def _check_network(self, batch: dict[str, Tensor]) -> None:
+        """Proves on one patch that the trained network accepts the data and yields images of gt's size."""
+        key, name = f'network_{self.label}', type(self.net).__name__
+        inputs = self._inputs(self.net, batch)
+        self.net.eval()
+        try:
+            sr, compact = self._split(self.net(*inputs))
+        except (RuntimeError, ValueError) as error:
+            raise OptionsError(f'{key}: {name} cannot process patches of shape {[tuple(x.shape) for x in inputs]} '
+                               f'(datasets.train: gt_size, color; scale): {error}') from None
+        if sr.shape != batch['gt'].shape:
+            raise OptionsError(f'{key}: {name} turns {tuple(inputs[0].shape)} into {tuple(sr.shape)}, but with scale '
+                               f'{self.opt["scale"]} and this data it should be {tuple(batch["gt"].shape)}. Check scale, '
+                               f'{key}.upscale, num_out_ch and datasets.train.color.')
+        if self.cri_imitation and (compact is None or compact.shape != batch['lq'].shape):
+            found = 'none' if compact is None else f'one of shape {tuple(compact.shape)}'
+            raise OptionsError(f'train.imitation_opt compares a compact feature with lq {tuple(batch["lq"].shape)}, '
+                               f'but {key} {name} returns {found}.')
+
+    # ---------------------------------------------------------------------------------------------- the step
+
+    def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
+        """What ``net`` sees of a batch: what it declares in ``inputs``, else lq."""
+        return [batch[name] for name in getattr(net, 'inputs', ('lq',))]
+
+    @staticmethod
+    def _split(output: object) -> tuple[Tensor, Tensor | None]:
+        """Separates the reconstruction from the compact feature that a hourglass teacher returns beside it."""
+        return output if isinstance(output, tuple) else (output, None)
+
+    def feed_data(self, data: dict) -> None:
+        self.batch = {key: value.to(self.device, non_blocking=True) for key, value in data.items()
+                      if isinstance(value, Tensor)}
+        self.lq = self.batch['lq']
+        if 'gt' in self.batch:
+            self.gt = self.batch['gt']
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        targets = {}
+        if self.links:
+            with torch.no_grad():
+                targets = self.teacher_reader.read(*self._inputs(self.teacher, self.batch))
+
+        output, estimates = self.linked(*self._inputs(self.net, self.batch))
+        self.output, compact = self._split(output)
+        losses = OrderedDict()
+        if self.cri_pix:
+            losses['l_pix'] = self.cri_pix(self.output, self.batch['gt'])
+        if self.cri_imitation:
+            losses['l_imitation'] = self.cri_imitation(compact, self.batch['lq'])
+        for link in self.links:
+            losses[f'l_distill_{link.name}'] = link(estimates[link.name], targets[link.teacher], current_iter)
+
+        self.optimizer_g.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        self.optimizer_g.step()
+        if self.ema_decay:
+            self._update_ema()
+        self.losses = {name: value.detach() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        torch._foreach_lerp_(list(self.net_ema.parameters()), list(self.net.parameters()), 1 - self.ema_decay)
+        for averaged, current in zip(self.net_ema.buffers(), self.net.buffers()):
+            averaged.copy_(current)
+
+    def get_current_log(self) -> OrderedDict:
+        """Reads the losses back from the device; called when printing, not in every step."""
+        return self.reduce_loss_dict(self.losses)
+
+    # ---------------------------------------------------------------------------------------------- testing
+
+    @torch.no_grad()
+    def test(self) -> None:
+        net = getattr(self, 'net_ema', self.net)
+        training = net.training
+        net.eval()
+        self.output, _ = self._split(net(*self._inputs(net, self.batch)))
+        net.train(training)
+
+    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        self.batch = {}
+
+    # ---------------------------------------------------------------------------------------------- files
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
+        skipped = checkpoint.load_network(self.get_bare_model(net), load_path, param_key, strict)
+        logger = get_root_logger()
+        logger.info(f'Loading {type(net).__name__} model from {load_path}, with param key: [{param_key}].')
+        if skipped:
+            logger.warning(f'{len(skipped)} tensors keep their initial values, e.g. {skipped[0]}.')
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Saves network, estimators and, but for the last time (``current_iter=-1``), the training state."""
+        nets = {'params': self.net}
+        if self.ema_decay:
+            nets['params_ema'] = self.net_ema
+        self.save_network(list(nets.values()), f'net_{self.label}', current_iter, list(nets))
+        if len(self.estimators):
+            self.save_network(self.estimators, 'net_e', current_iter)
+        self.save_training_state(epoch, current_iter)
+
+    @master_only
+    def save_network(self, net, net_label: str, current_iter: int, param_key='params') -> None:
+        nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
+        content = {key: {name: value.detach().cpu() for name, value in self.get_bare_model(one).state_dict().items()}
+                   for one, key in zip(nets, keys)}
+        checkpoint.save_atomic(content, self._file('models', f'{net_label}_{_when(current_iter)}.pth'))
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        if current_iter == -1:
+            return
+        # Written last: a state file says that everything it needs is there.
+        state = {'epoch': epoch, 'iter': current_iter,
+                 'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+                 'schedulers': [scheduler.state_dict() for scheduler in self.schedulers]}
+        if hasattr(self, 'best_metric_results'):
+            # Metrics return numpy numbers, which a weights-only load refuses.
+            state['best_metric_results'] = {
+                dataset: {metric: {**best, 'val': float(best['val'])} for metric, best in metrics.items()}
+                for dataset, metrics in self.best_metric_results.items()}
+        checkpoint.save_atomic(state, self._file('training_states', f'{current_iter}.state'))
+
+    def resume_training(self, resume_state: dict) -> None:
+        super().resume_training(resume_state)
+        if 'best_metric_results' in resume_state:
+            self.best_metric_results = resume_state['best_metric_results']
+        if len(self.estimators):
+            path = self._file('models', f'net_e_{resume_state["iter"]}.pth')
+            if not os.path.isfile(path):
+                raise CheckpointError(f'{path} is missing: the estimators cannot be resumed without it.')
+            self.load_network(self.estimators, path)
+
+    def _file(self, folder: str, name: str) -> str:
+        return os.path.join(self.opt['path'][folder], name)
+
+
+def _when(current_iter: int) -> int | str:
+    return 'latest' if current_iter == -1 else current_iter

@@ -1,0 +1,85 @@
+"""The estimators between a student's feature and a loss."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch.nn import functional as F
+
+import pisr_plugin.archs  # noqa: F401  (registers)
+from pisr_plugin.distill.estimators import Adapter, LocationScale
+
+SCALE_SHAPES = {None: (2, 5, 6, 7), 'C': (2, 5, 1, 1), 'HW': (2, 1, 6, 7), 'CHW': (2, 1, 1, 1)}
+
+
+@pytest.mark.parametrize(('channels', 'params'), [(48, 9_410), (50, 10_202), (56, 12_770), (64, 16_642)])
+def test_number_of_parameters_is_as_published(channels, params):
+    assert sum(p.numel() for p in LocationScale(in_ch=channels, out_ch=channels).parameters()) == params
+
+
+@pytest.mark.parametrize(('homoscedastic', 'last'), [(None, 56), ('C', 56), ('HW', 1), ('CHW', 1)])
+def test_keys_and_shapes_are_those_of_the_authors(homoscedastic, last):
+    expected = {}
+    for branch, out in (('mean', 56), ('var', last)):
+        expected |= {f'{branch}.0.weight': (56, 56, 1, 1), f'{branch}.0.bias': (56,), f'{branch}.1.weight': (1,)}
+        expected |= {f'{branch}.2.weight': (out, 56, 1, 1), f'{branch}.2.bias': (out,)}
+    state = LocationScale(in_ch=56, out_ch=56, homoscedastic=homoscedastic).state_dict()
+    assert {key: tuple(value.shape) for key, value in state.items()} == expected
+
+
+@pytest.mark.parametrize(('homoscedastic', 'shape'), SCALE_SHAPES.items())
+def test_scale_is_shared_as_asked_and_made_positive_last(homoscedastic, shape):
+    torch.manual_seed(0)
+    net, x = LocationScale(in_ch=3, out_ch=5, homoscedastic=homoscedastic).double(), torch.randn(2, 3, 6, 7).double()
+    location, scale = net(x)
+    assert torch.equal(location, net.mean(x))
+    assert scale.shape == shape
+    raw = net.var(x)
+    if homoscedastic in ('C', 'CHW'):
+        raw = F.adaptive_avg_pool2d(raw, 1)
+    assert torch.allclose(scale, torch.log1p(raw.exp()))
+    (location.sum() + scale.sum()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_branches_are_two_convolutions_with_one_slope():
+    torch.manual_seed(0)
+    net, x = LocationScale(in_ch=3, out_ch=5), torch.randn(2, 3, 4, 4)
+    first, slope, second = net.mean[0], net.mean[1].weight, net.mean[2]
+    hidden = torch.einsum('oi,nihw->nohw', first.weight[:, :, 0, 0], x) + first.bias[:, None, None]
+    hidden = torch.where(hidden > 0, hidden, slope * hidden)
+    expected = torch.einsum('oi,nihw->nohw', second.weight[:, :, 0, 0], hidden) + second.bias[:, None, None]
+    assert torch.allclose(net(x).location, expected, atol=1e-6)
+
+
+def test_unknown_sharing_is_refused():
+    with pytest.raises(ValueError, match="homoscedastic: found 'WH', possible: None, 'C', 'HW', 'CHW'"):
+        LocationScale(in_ch=3, out_ch=3, homoscedastic='WH')
+
+
+def test_adapter_changes_channels_by_one_convolution():
+    net = Adapter(in_ch=3, out_ch=5)
+    assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == {
+        'conv.weight': (5, 3, 1, 1),
+        'conv.bias': (5,),
+    }
+    assert net(torch.rand(2, 3, 6, 7)).shape == (2, 5, 6, 7)
+
+
+def test_recipes_can_name_them():
+    assert ARCH_REGISTRY.get('LocationScale') is LocationScale
+    assert ARCH_REGISTRY.get('Adapter') is Adapter
+
+
+def test_their_file_needs_no_basicsr():
+    path = sys.modules[LocationScale.__module__].__file__
+    code = (
+        'import runpy, sys; '
+        f'runpy.run_path({path!r}, run_name="estimators"); '
+        'assert "torch" in sys.modules and "basicsr" not in sys.modules'
+    )
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -1,0 +1,7 @@
+"""Test a recipe:  python tools/test.py -opt options/pisr_rfdn_x4.yml"""
+import sys
+
+from pisr_plugin.engine.test import main
+
+if __name__ == '__main__':
+    sys.exit(main())

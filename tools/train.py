@@ -1,0 +1,7 @@
+"""Train a recipe:  python tools/train.py -opt options/pisr_rfdn_x4.yml"""
+import sys
+
+from pisr_plugin.engine.train import main
+
+if __name__ == '__main__':
+    sys.exit(main())
