@@ -74,7 +74,7 @@ def _resize_last(x: Tensor, scale: Fraction) -> Tensor:
     width = x.shape[-1]
     out_width = math.ceil(width * scale)
     # F.interpolate cuts its kernel off at the border; MATLAB mirrors the image. So mirror first, by as much as the
-    # kernel reaches, in whole steps of the denominator: then the padding is a whole number of output pixels to cut away.
+    # kernel reaches, in whole steps of the denominator: then the padding is a whole number of output pixels to cut off.
     reach = math.ceil(2 * max(1, 1 / scale)) + 1
     steps = math.ceil(reach / scale.denominator)
     pad = steps * scale.denominator
