@@ -5,13 +5,35 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from pisr_plugin.distill.estimators import Adapter, LocationScale
 
 from .bicubic_arch import Bicubic
+from .carn_arch import CARN
+from .carnm_arch import CARNM
+from .erfdn_arch import ERFDN
 from .fsrcnn_arch import FSRCNN
 from .hrfsrcnn_arch import HRFSRCNN
+from .idn_arch import IDN
+from .imdn_arch import IMDN
 from .pi_teacher_arch import PIEncoder, PITeacher, TeacherOutput
 from .rfdn_arch import RFDN
+from .vdsr_arch import VDSR
 
 # Recipes name estimators by type like any network; their own file does without BasicSR.
 for _estimator in (Adapter, LocationScale):
     ARCH_REGISTRY.register(_estimator)
 
-__all__ = ['Bicubic', 'FSRCNN', 'HRFSRCNN', 'RFDN', 'Adapter', 'LocationScale', 'PIEncoder', 'PITeacher', 'TeacherOutput']
+__all__ = [
+    'Bicubic',
+    'CARN',
+    'CARNM',
+    'ERFDN',
+    'FSRCNN',
+    'HRFSRCNN',
+    'IDN',
+    'IMDN',
+    'RFDN',
+    'VDSR',
+    'Adapter',
+    'LocationScale',
+    'PIEncoder',
+    'PITeacher',
+    'TeacherOutput',
+]

@@ -75,3 +75,19 @@ class FSRCNN(nn.Module):
         x = self.mapping(x)
         x = self.expanding(x)
         return self.last_layer(x)
+
+    def convert_released(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Takes the network out of the PISR authors' files, where it lies under ``network.`` or ``backbone.network.``.
+
+        Their student files hold an estimator beside it (``vid_module_dict.``), which is left out.
+
+        Args:
+            state_dict: Weights as released, or in this network's own keys, which come back as they are.
+
+        Returns:
+            Weights in this network's own keys.
+        """
+        for prefix in ('backbone.network.', 'network.'):
+            if any(key.startswith(prefix) for key in state_dict):
+                return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        return dict(state_dict)

@@ -129,6 +129,21 @@ class PITeacher(nn.Module):
         compact = self.encoder(gt)
         return TeacherOutput(sr=self.decoder(compact), compact=compact)
 
+    def convert_released(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Takes encoder and decoder out of the PISR authors' teacher files, where both lie under one prefix.
+
+        Args:
+            state_dict: Weights as released, or in this network's own keys, which come back as they are.
+
+        Returns:
+            Weights in this network's own keys.
+        """
+        prefix = 'backbone.network.'
+        if not any(key.startswith(prefix) for key in state_dict):
+            return dict(state_dict)
+        plain = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        return {k if k.startswith('encoder.') else f'decoder.{k}': v for k, v in plain.items()}
+
 
 def _argument(options: dict, *names: str, default: object) -> object:
     """The value that a network of these options will see for the first of ``names`` it knows."""

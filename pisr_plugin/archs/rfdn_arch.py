@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import nn
 
-from .blocks import CCA, RFDB, check_int, conv, pixel_shuffle_tail
+from .blocks import CCA, RFDB, DistillationNet, check_int
 
 
 class ResidualRFDB(RFDB):
@@ -21,7 +20,7 @@ class ResidualRFDB(RFDB):
 
 
 @ARCH_REGISTRY.register()
-class RFDN(nn.Module):
+class RFDN(DistillationNet):
     """Residual Feature Distillation Network for Lightweight Image Super-Resolution (AIM workshop at ECCV 2020).
 
     The benchmark model of the paper: six blocks, channel attention, block skips. Parameters: 534,036 / 540,531 /
@@ -44,32 +43,13 @@ class RFDN(nn.Module):
         ValueError: An argument is out of its range.
     """
 
-    # The last feature at LR size is the sum LR_conv(..) + fea_conv(..), which no submodule outputs.
-    default_tap = 'upsampler@input'
-
     def __init__(
         self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 48, num_block: int = 6, upscale: int
     ) -> None:
-        super().__init__()
         check_int('num_in_ch', num_in_ch)
         check_int('num_out_ch', num_out_ch)
         check_int('num_feat', num_feat, minimum=4)
         check_int('num_block', num_block)
         check_int('upscale', upscale, minimum=2)
-        self.block_names = [f'B{i}' for i in range(1, num_block + 1)]
-
-        self.fea_conv = conv(num_in_ch, num_feat, 3)
-        for name in self.block_names:
-            self.add_module(name, ResidualRFDB(num_feat))
-        self.c = nn.Sequential(conv(num_feat * num_block, num_feat, 1), nn.LeakyReLU(0.05))
-        self.LR_conv = conv(num_feat, num_feat, 3)
-        self.upsampler = pixel_shuffle_tail(num_feat, num_out_ch, upscale)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shallow = x = self.fea_conv(x)
-        features = []
-        for name in self.block_names:
-            x = getattr(self, name)(x)
-            features.append(x)
-        x = self.LR_conv(self.c(torch.cat(features, dim=1))) + shallow
-        return self.upsampler(x)
+        blocks = {f'B{i}': ResidualRFDB(num_feat) for i in range(1, num_block + 1)}
+        super().__init__(num_in_ch, num_out_ch, num_feat, upscale, blocks)
