@@ -429,6 +429,7 @@ def test_full_disk(source, tmp_path, monkeypatch, capsys):
     told = message(capsys)
     assert 'No space left on device' in told
     assert 'run the same command again' in told
+    assert not (tmp_path / 'set/LR_bicubic/X3/001.png').exists()  # the fourth file, after prepare.json, HR and X2
     assert not list((tmp_path / 'set').rglob('.*'))
     assert build(source, tmp_path / 'set') == 0
 
@@ -439,6 +440,15 @@ def test_full_disk_under_an_lmdb(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(image_lmdb, '_fill', full)
     assert build(source, tmp_path / 'set') == 2
     assert 'HR.lmdb: LMDB could not be written: No space left' in message(capsys)
+    monkeypatch.undo()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(image_lmdb.os, 'rename', fail)
+    assert build(source, tmp_path / 'set') == 2
+    assert 'No space left on device' in message(capsys)
+    assert sorted(path.name for path in (tmp_path / 'set').iterdir()) == ['HR', 'LR_bicubic', 'prepare.json']
     monkeypatch.undo()
     assert build(source, tmp_path / 'set') == 0
 
