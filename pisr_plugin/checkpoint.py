@@ -102,6 +102,8 @@ def load_network(net: nn.Module, path: str | os.PathLike, param_key: str | None 
         CheckpointError: the file cannot be read, or belongs to another network; ``net`` is unchanged then.
     """
     weights, own = load_weights(path, param_key), net.state_dict()
+    if hasattr(net, 'convert_released'):
+        weights = net.convert_released(weights)  # a released file's nesting or scales to this network's keys
     missing = [key for key in own if key not in weights]
     unexpected = [key for key in weights if key not in own]
     reshaped = [key for key in own if key in weights and own[key].shape != weights[key].shape]

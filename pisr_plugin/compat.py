@@ -148,15 +148,16 @@ def repair_check_resume() -> None:
 
 
 def repair_load_resume_state() -> None:
-    """Lets a run resume without CUDA, and reads its state without running code from the file.
+    """Lets a run resume without CUDA, and says what is wrong with a state that cannot be read.
 
-    Needed by: every BasicSR so far. It asks CUDA for the current device whatever ``num_gpu`` says; torch before 2.6
-    moreover unpickles anything.
+    Needed by: every BasicSR so far. It asks CUDA for the current device whatever ``num_gpu`` says.
     """
     import torch
     from basicsr import train
 
     stock = train.load_resume_state
+    # older ones refuse the Counter in a scheduler's state, and stay as they were
+    reads_states_safely = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
 
     @functools.wraps(stock)
     def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
@@ -172,7 +173,7 @@ def repair_load_resume_state() -> None:
         on_cpu = opt['num_gpu'] == 0 or not torch.cuda.is_available()
         device = torch.device('cpu') if on_cpu else torch.device('cuda', torch.cuda.current_device())
         try:
-            state = torch.load(state_file, map_location=device, weights_only=True)
+            state = torch.load(state_file, map_location=device, weights_only=reads_states_safely)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f'{state_file}: cannot be read as a training state: {error}') from error
         train.check_resume(opt, state['iter'])

@@ -74,7 +74,7 @@ def _resize_last(x: Tensor, up: int, down: int) -> Tensor:
     width = x.shape[-1]
     out_width = (width * up + down - 1) // down
     # F.interpolate cuts its kernel off at the border; MATLAB mirrors the image. So mirror first, by as much as the
-    # kernel reaches, in whole steps of the denominator: then the padding is a whole number of output pixels to cut away.
+    # kernel reaches, in whole steps of the denominator: then the padding is a whole number of output pixels to cut off.
     reach = math.ceil(2 * max(1, down / up)) + 1
     steps = math.ceil(reach / down)
     pad = steps * down

@@ -102,8 +102,8 @@ def _file_sizes(opt: dict, place: str) -> tuple[Sizes, Sizes]:
                 raise DataError(f'{place}.dataroot_{key}: {error}') from None
     count = len(_file_names(roots['lq']))
     if not opt.get('meta_info_file') and count != len(names):
-        raise DataError(f'{place}: {roots["gt"]} holds {len(names)} files, {roots["lq"]} {count}; BasicSR wants as many '
-                        f'in both. Name those to use in {place}.meta_info_file, or take the others away.')
+        raise DataError(f'{place}: {roots["gt"]} holds {len(names)} files, {roots["lq"]} {count}; BasicSR wants as '
+                        f'many in both. Name those to use in {place}.meta_info_file, or take the others away.')
     return sizes['gt'], sizes['lq']
 
 

@@ -17,6 +17,7 @@ import lmdb
 
 from ..errors import DataError
 from .images import PNG_LEVEL, image_size
+from .parallel import with_progress
 
 _LINE = re.compile(r'([^.]+)\.png \((\d+),(\d+),(\d+)\) \d+')
 _PAGE = 4096
@@ -41,7 +42,7 @@ def write_lmdb(paths: Iterable[Path], target: Path) -> None:
     temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _fill(paths, temporary)
+        _fill(paths, temporary, label=target.name)
         os.rename(temporary, target)
     except lmdb.Error as error:
         raise DataError(f'{target}: LMDB could not be written: {error}. The image files are kept: run the same '
@@ -81,7 +82,7 @@ def read_meta_info(path: Path) -> dict[str, tuple[int, int, int]]:
     return sizes
 
 
-def _fill(paths: list[Path], folder: Path) -> None:
+def _fill(paths: list[Path], folder: Path, label: str) -> None:
     # What the file will need, as a value takes whole pages: the size is a limit and costs nothing until it is used.
     map_size = sum(path.stat().st_size + 2 * _PAGE for path in paths) + 256 * _PAGE
     env = lmdb.open(str(folder), map_size=map_size, sync=False)  # synced once below, before the rename
@@ -89,7 +90,7 @@ def _fill(paths: list[Path], folder: Path) -> None:
         with open(folder / 'meta_info.txt', 'w', encoding='utf-8') as meta:
             txn, pending = env.begin(write=True), 0
             try:
-                for path in paths:
+                for path in with_progress(paths, len(paths), label):
                     content = path.read_bytes()
                     height, width = image_size(content)
                     txn.put(path.stem.encode('ascii'), content, append=True)

@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from tqdm import tqdm
 
 from ..errors import DataError
@@ -19,13 +22,13 @@ from ..errors import DataError
 Job = TypeVar('Job')
 Result = TypeVar('Result')
 
-_JOBS_PER_WORKER = 8  # a process starts in seconds, which fewer jobs do not win back
+_START_SECONDS = 10  # a worker imports torch and BasicSR before it does anything
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, label: str) -> Iterator[Result]:
-    """Yields ``function(job)`` for every job, in the order of the jobs.
+    """Yields ``function(job)`` for every job, in the order of the jobs, and tells how many are done.
 
-    Few jobs run in this process. Otherwise processes are spawned, never forked: torch's threads do not survive a fork.
+    Begins in this process, and goes on in others once it is clear that starting them saves time.
 
     Args:
         function: A function that can be pickled.
@@ -36,25 +39,37 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
     Raises:
         DataError: a process died. What ``function`` raises is raised here, after the jobs in progress.
     """
-    workers = min(workers, len(jobs) // _JOBS_PER_WORKER)
-    if workers <= 1:
-        yield from _progress(map(function, jobs), len(jobs), label)
-        return
-    context = multiprocessing.get_context('spawn')
-    executor = ProcessPoolExecutor(workers, context, _start_worker)
     try:
-        yield from _progress(executor.map(function, jobs), len(jobs), label)
+        yield from with_progress(_results(function, jobs, workers), len(jobs), label)
     except BrokenProcessPool:
         raise DataError(f'{label}: a worker process was killed, perhaps for want of memory. Fewer need less: '
                         f'--workers {workers // 2}') from None
+
+
+def _results(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+    done, started = 0, 0.0
+    with _one_thread():
+        while done < len(jobs):
+            yield function(jobs[done])
+            done += 1
+            if done == 1:
+                started = time.monotonic()  # the first job is no measure: it also warms up
+                continue
+            seconds_left = (time.monotonic() - started) / (done - 1) * (len(jobs) - done)
+            if workers > 1 and seconds_left > 2 * _START_SECONDS:
+                break
+    if done == len(jobs):
+        return
+    # Spawned, never forked: torch's threads do not survive a fork.
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
+    try:
+        yield from executor.map(function, jobs[done:])
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
     """Sets up a worker: quiet on Ctrl-C, one thread, gone when its parent is."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the jobs
     torch.set_num_threads(1)
 
@@ -65,12 +80,23 @@ def _start_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _progress(results: Iterator[Result], total: int, label: str) -> Iterator[Result]:
-    """A bar on a terminal, elsewhere a line for every tenth part."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch to one thread: on a busy machine several that wait for each other take five times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def with_progress(items: Iterable[Job], total: int, label: str) -> Iterator[Job]:
+    """Passes items on and tells how many: a bar on a terminal, elsewhere a line for every tenth part."""
     if sys.stderr.isatty():
-        yield from tqdm(results, desc=label, total=total, unit='', dynamic_ncols=True)
+        yield from tqdm(items, desc=label, total=total, unit='', dynamic_ncols=True)
         return
-    for done, result in enumerate(results, 1):
-        yield result
+    for done, item in enumerate(items, 1):
+        yield item
         if done * 10 // total > (done - 1) * 10 // total:
             print(f'{label}: {done}/{total}', file=sys.stderr, flush=True)

@@ -59,7 +59,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-ANY = Rule()
 FLAG = Plain('true or false', lambda v: isinstance(v, bool))
 TEXT = Plain('text', lambda v: isinstance(v, str))
 NUMBER = Plain('a number', _is_number)
@@ -250,7 +249,7 @@ def _stage_rule(options: Mapping) -> Fields:
         'model_type': Plain(f'a registered model ({", ".join(registered_names(MODEL_REGISTRY))})',
                             lambda v: registered(MODEL_REGISTRY, v) is not None),
         'num_gpu': Plain("a whole number or 'auto'", lambda v: v == 'auto' or _is_whole(v) and v >= 0),
-        'dist_params': ANY,
+        'dist_params': Fields({'backend': OneOf('nccl', 'gloo'), 'port': WHOLE}),
         'datasets': Fields({'train': Dataset()}, patterns={'val': Dataset(), 'test': Dataset()}),
         'path': Fields({'resume_state': TEXT, 'ignore_resume_networks': TEXTS},
                        patterns={'pretrain_network_': TEXT, 'param_key_': TEXT, 'strict_load_': FLAG}),
