@@ -27,6 +27,7 @@ class Call:
         seen: First input and output, each with its version: later layers may overwrite a tensor in place.
         parameters: Parameters of all modules that had ended by then, this one included.
         leaf: Whether no other module ran inside.
+        shuffles: Whether the module only rearranges its input into a larger one.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Call:
     seen: dict[str, tuple[Tensor, int]] = field(default_factory=dict, repr=False)
     parameters: int = 0
     leaf: bool = True
+    shuffles: bool = False
 
     @property
     def source(self) -> Tensor | None:
@@ -109,6 +111,7 @@ def _noting(net: nn.Module, calls: list[Call]):
         call = running.pop()
         counted.update(module.parameters())
         call.end, call.parameters = moment, sum(p.numel() for p in counted)
+        call.shuffles = isinstance(module, nn.PixelShuffle)
         note(call, 'output', output)
         if 'output' in call.seen:
             calls.append(call)
@@ -128,11 +131,12 @@ def _noting(net: nn.Module, calls: list[Call]):
         call.times = numbers[call.path]
 
 
-def candidates(calls: Sequence[Call], size: tuple[int, int]) -> dict[tuple[int, str], str]:
+def candidates(calls: Sequence[Call], images: Sequence[Tensor], size: tuple[int, int]) -> dict[tuple[int, str], str]:
     """Where a network holds its last features of LR size.
 
     Args:
         calls: As :func:`trace` returns them.
+        images: What the network was run on; a module that enlarges these is a skip connection.
         size: Height and width of the LR image.
 
     Returns:
@@ -145,16 +149,16 @@ def candidates(calls: Sequence[Call], size: tuple[int, int]) -> dict[tuple[int, 
         return value is not None and value.dim() == 4 and value.shape[2] > size[0] and value.shape[3] > size[1]
 
     leaves = [i for i, call in enumerate(calls) if call.leaf]
-    growing = next((i for i in reversed(leaves) if is_lr(calls[i].source) and is_larger(calls[i].output)), None)
-    if growing is None:  # enlarged, if at all, by a function: before the first call that sees or gives more than LR size
+    growing = [i for i in leaves if is_lr(calls[i].source) and is_larger(calls[i].output)]
+    whole = [_whole_upsampling(calls, i, is_lr) for i in growing]
+    upsampling = next((i for i in reversed(whole) if not any(calls[i].source is image for image in images)), None)
+    if upsampling is not None:
+        moment = calls[upsampling].begin
+    else:  # enlarged, if at all, by a function: before the first call that sees more than LR size
         ended = max((calls[i].end for i in leaves if is_lr(calls[i].output)), default=None)
         moment = min((c.begin for c in calls if ended and c.begin > ended and is_larger(c.source)), default=None)
         if moment is None:
             return {}
-        upsampling = None
-    else:
-        upsampling = _whole_upsampling(calls, growing, is_lr)
-        moment = calls[upsampling].begin
 
     before = [i for i, call in enumerate(calls) if call.end < moment and is_lr(call.output)]
     found: dict[tuple[int, str], str] = {}
@@ -167,10 +171,9 @@ def candidates(calls: Sequence[Call], size: tuple[int, int]) -> dict[tuple[int, 
             found[before[-1], 'output'] = 'last at LR size, enters the upsampling'
         else:
             found[upsampling, 'input'] = 'last at LR size, enters the upsampling'
-        # A bare pixel shuffle only rearranges: its input is the enlarged image already, one layer after the features.
-        width = read[0].shape[1]
-        features = [i for i in before if calls[i].output.shape[1] != width]
-        if calls[upsampling].leaf and width > calls[upsampling].output.shape[1] and features:
+        # The input of a bare pixel shuffle is the enlarged image already; the features lie one layer before.
+        features = [i for i in before if calls[i].output.shape[1] != read[0].shape[1]]
+        if calls[upsampling].shuffles and features:
             found[features[-1], 'output'] = 'last features before the layer for the pixel shuffle'
     return found
 
@@ -188,15 +191,17 @@ def _whole_upsampling(calls: Sequence[Call], growing: int, is_lr) -> int:
     return chosen
 
 
-def table(calls: Sequence[Call], size: tuple[int, int], default_tap: str | None = None) -> list[Row]:
+def table(calls: Sequence[Call], images: Sequence[Tensor], size: tuple[int, int],
+          default_tap: str | None = None) -> list[Row]:
     """The taps of a network in the order in which their values come about, its candidates and default tap marked.
 
     Args:
         calls: As :func:`trace` returns them.
+        images: What the network was run on.
         size: Height and width of the LR image.
         default_tap: What the network declares, if it does.
     """
-    marked = candidates(calls, size)
+    marked = candidates(calls, images, size)
     rows: list[tuple[int, Row]] = []
     for i, call in enumerate(calls):
         for side, moment in (('input', call.begin), ('output', call.end)):

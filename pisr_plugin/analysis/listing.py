@@ -9,8 +9,11 @@ import argparse
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 from basicsr.archs import build_network
@@ -29,7 +32,7 @@ from pisr_plugin.engine import cli
 from pisr_plugin.engine.docstrings import argument_docs, first_sentence
 from pisr_plugin.engine.json_schema import recipe_schema
 from pisr_plugin.engine.recipe import override
-from pisr_plugin.engine.runtime import quiet, write_text_atomic
+from pisr_plugin.engine.runtime import make_folder, quiet, write_text_atomic
 from pisr_plugin.engine.schema import NETWORK, argument_type, arguments, check_options, registered, registered_names
 from pisr_plugin.engine.stages import select, unroll
 from pisr_plugin.errors import OptionsError, choice
@@ -48,9 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=f'registered {name}, or the arguments of one')
         command.add_argument('name', nargs='?', metavar='NAME', help='show the arguments of this one')
         cli.add_plugin_flag(command)
-    command = commands.add_parser('taps', help="places in a network whose features can be compared")
+    command = commands.add_parser('taps', help='places in a network whose features can be compared')
     command.add_argument('--type', help='a registered network')
-    command.add_argument('--arg', nargs='+', default=[], metavar='A=B', help='its arguments, e.g. num_feat=32 upscale=2')
+    command.add_argument('--arg', nargs='+', default=[], metavar='A=B',
+                         help='its arguments, e.g. num_feat=32 upscale=2')
     command.add_argument('--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
                          help='of the LR image (default: 24 24, or the next multiple of window_size)')
     cli.add_recipe_flags(command, required=False)
@@ -69,6 +73,7 @@ def list_(args: argparse.Namespace) -> int:
     elif args.command == 'schema':
         lines = [json.dumps(recipe_schema(), indent=1)]
         if args.output:
+            make_folder(args.output.parent)
             write_text_atomic(args.output, lines.pop() + '\n')
     elif args.name:
         lines = describe(REGISTRIES[args.command], args.name)
@@ -96,17 +101,23 @@ def describe(registry: Registry, name: str) -> list[str]:
     Raises:
         OptionsError: nothing is registered under that name.
     """
-    target = registered(registry, name)
-    if target is None:
-        raise OptionsError(f'{name!r} is not registered. {choice(name, registered_names(registry))}')
+    target = _registered(registry, name)
     docs = argument_docs(target)
     rows = []
     for argument, parameter in arguments(target)[0].items():
         default = 'required' if parameter.default is parameter.empty else f'= {_text(parameter.default)}'
-        rows.append((argument, argument_type(target, argument), default, docs[argument].text if argument in docs else ''))
+        text = docs[argument].text if argument in docs else ''
+        rows.append((argument, argument_type(target, argument), default, text))
     if 'opt' in docs:  # of a dataset: what its options may hold
         rows += [(f'  {key}', entry.kind, '', entry.text) for key, entry in docs.items() if key != 'opt']
     return [f'{name} ({target.__module__}): {first_sentence(target)}', *(f'  {line}' for line in _columns(rows))]
+
+
+def _registered(registry: Registry, name: str) -> Any:
+    target = registered(registry, name)
+    if target is None:
+        raise OptionsError(f'{name!r} is not registered. {choice(name, registered_names(registry))}')
+    return target
 
 
 def _text(value: object) -> str:
@@ -128,8 +139,15 @@ def list_taps(args: argparse.Namespace) -> list[str]:
     """
     if bool(args.type) == bool(args.opt):
         raise OptionsError('taps: give either a network, --type NAME --arg ..., or a recipe, -opt RECIPE.')
+    if args.size and min(args.size) < 1:
+        raise OptionsError(f'--size {args.size[0]} {args.size[1]}: two numbers above 0 are needed.')
     if args.type:
-        return tap_lines(override({'type': args.type}, args.arg, '--arg'), args.size, stand_in=True)
+        option = override({'type': args.type}, args.arg, '--arg')
+        target = _registered(ARCH_REGISTRY, option['type'])
+        for key, value in _STAND_INS.items():
+            if key not in option and _needs(target, key):
+                option[key] = option.get('num_in_ch', value) if key == 'num_out_ch' else value
+        return tap_lines(option, args.size, '--arg')
     if args.arg:
         raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
     stages = unroll(cli.load_recipe(args))
@@ -142,46 +160,43 @@ def list_taps(args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def tap_lines(option: dict, size: Sequence[int] | None = None, place: str = '--arg', stand_in: bool = False) -> list[str]:
+def tap_lines(option: dict, size: Sequence[int] | None = None, place: str = '') -> list[str]:
     """The table of a network's taps, as text.
 
     Args:
         option: Its options, with ``type``.
         size: Height and width of the LR image.
         place: Where the options were given, for messages.
-        stand_in: Whether channels and scale that the network needs but ``option`` lacks are supplied.
 
     Raises:
         OptionsError: it cannot be built, or not run on noise of this size.
     """
-    option = dict(option)
-    target = registered(ARCH_REGISTRY, option['type'])
-    if stand_in and target is not None:
-        option.update({key: option.get('num_in_ch', value) if key == 'num_out_ch' else value
-                       for key, value in _STAND_INS.items() if key not in option and _needs(target, key)})
     problems: list[str] = []
     NETWORK.check(option, place, problems)
     if problems:
         raise OptionsError('\n'.join(problems))
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
         net, inputs, size = _dry_network(option, size, place)
         calls = _run(net, inputs, place)
-    rows = table(calls, size, getattr(net, 'default_tap', None))
+    rows = table(calls, list(inputs.values()), size, getattr(net, 'default_tap', None))
     given = ', '.join(f'{key}={value!r}' for key, value in option.items() if key != 'type')
     seen = ', '.join(f'{name} {_shape(value.shape)}' for name, value in inputs.items())
     parameters = sum(p.numel() for p in net.parameters())
     return [f'{option["type"]}({given}): {parameters:,} parameters, sees {seen}', *_tap_columns(rows)]
 
 
-def _needs(target: object, name: str) -> bool:
+def _needs(target: Any, name: str) -> bool:
     parameter = arguments(target)[0].get(name)
     return parameter is not None and parameter.default is parameter.empty
 
 
-def _dry_network(option: dict, size: Sequence[int] | None, place: str) -> tuple[nn.Module, dict[str, Tensor], tuple[int, int]]:
+def _dry_network(option: dict, size: Sequence[int] | None,
+                 place: str) -> tuple[nn.Module, dict[str, Tensor], tuple[int, int]]:
     """Builds a network and noise images for it; returns both and the size of the LR image."""
     try:
-        net = build_network(option)
+        with redirect_stdout(None):  # BasicSR prints when a name has its suffix
+            net = build_network(option)
     except Exception as error:  # the constructor of any network: whatever it raises is about its arguments
         raise OptionsError(f'{place}: {option["type"]} cannot be built: {error}') from None
     scale = _argument(option, 'upscale', 'scale', default=1)
@@ -192,8 +207,10 @@ def _dry_network(option: dict, size: Sequence[int] | None, place: str) -> tuple[
     generator = torch.Generator().manual_seed(0)
     height, width = size
     shapes = {'lq': (1, channels, height, width), 'gt': (1, channels, height * scale, width * scale)}
-    inputs = {name: torch.rand(shapes[name], generator=generator) for name in getattr(net, 'inputs', ('lq',))}
-    return net, inputs, (height, width)
+    seen = getattr(net, 'inputs', ('lq',))
+    if not set(seen) <= set(shapes):
+        raise OptionsError(f'{place}: {option["type"]} sees {", ".join(seen)}; noise stands in for lq and gt alone.')
+    return net, {name: torch.rand(shapes[name], generator=generator) for name in seen}, (height, width)
 
 
 def _argument(option: dict, *names: str, default: int) -> int:
@@ -213,16 +230,16 @@ def _run(net: nn.Module, inputs: dict[str, Tensor], place: str) -> list:
     except Exception as error:  # the forward pass of any network
         seen = ', '.join(f'{name} {_shape(value.shape)}' for name, value in inputs.items())
         raise OptionsError(f'{place}: {type(net).__name__} cannot process {seen}: {error or type(error).__name__}\n'
-                           'Try another --size HEIGHT WIDTH. Networks that take no single image have no taps.') from None
+                           'Try another --size HEIGHT WIDTH. Only networks that take one image can be tried.') from None
 
 
 def _tap_columns(rows: Iterable[Row]) -> list[str]:
-    table_ = [('', 'tap', 'calls', 'output', 'parameters', '')]
-    table_ += [('>' if row.notes else '', row.tap, str(row.calls), _shape(row.shape), f'{row.parameters:,}',
-                '; '.join(row.notes)) for row in rows]
-    lines = _columns(table_)
+    cells = [('', 'tap', 'calls', 'feature', 'parameters', '')]
+    cells += [('>' if row.notes else '', row.tap, str(row.calls), _shape(row.shape), f'{row.parameters:,}',
+               '; '.join(row.notes)) for row in rows]
+    lines = _columns(cells)
     if not any('LR size' in note for row in rows for note in row.notes):
-        lines.append('No candidates: no module holds features of LR size right before they are enlarged.')
+        lines.append('No candidates: no module sees or gives features of LR size that are enlarged next.')
     return lines
 
 

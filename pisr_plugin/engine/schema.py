@@ -44,7 +44,7 @@ class Rule:
         """Appends to ``problems`` what is wrong with ``value`` at option path ``place``."""
 
     def json(self, defs: dict[str, dict]) -> dict:
-        """The rule as JSON schema for a recipe, where ``~`` and references are values too and a base may supply the rest.
+        """The rule as JSON schema for a recipe file, where ``~`` and references are values too and nothing is required.
 
         Args:
             defs: Takes the parts that are referred to as ``#/$defs/<name>``.
@@ -225,8 +225,9 @@ class Block(Rule):
                 target = registered(self.registry, kind)
                 parameters, takes_any = arguments(target)
                 if takes_any or set(self.given) <= set(parameters):
-                    types[kind] = _mapping({'type': {'const': kind, 'description': first_sentence(target)},
-                                            **self._json_arguments(target, defs), **extra}, additionalProperties=takes_any)
+                    own = {'const': kind, 'description': first_sentence(target)}
+                    types[kind] = _mapping({'type': own, **self._json_arguments(target, defs), **extra},
+                                           additionalProperties=takes_any)
             defs[name] = _mapping({'type': _one_of(list(types)), **extra}, allOf=[
                 {'if': {'properties': {'type': {'const': kind}}, 'required': ['type']}, 'then': then}
                 for kind, then in types.items()])
