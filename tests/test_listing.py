@@ -83,6 +83,8 @@ def test_arguments_are_explained(capsys, argv, patterns):
     (['taps', '--type', 'FSRCNN', '--arg', 'upscale=1'], ['FSRCNN cannot be built', 'found 1']),
     (['taps', '--type', 'SwinIR', '--arg', 'depths=[1]', 'num_heads=[2]', 'embed_dim=8', '--size', '24', '24'],
      ['SwinIR cannot process lq 1x3x24x24', '--size']),
+    (['taps', '--type', 'SwinIR', '--arg', 'img_size=24', 'depths=[2]', 'num_heads=[2]', 'embed_dim=8'],
+     ['SwinIR cannot be built', 'multiple of window_size, 7']),
     (['taps', '--type', 'TOFlow'], ['TOFlow cannot process lq 1x3x24x24']),
     (['schema', '-o', '/dev/null/x/schema.json'], ['/dev/null/x', 'cannot create']),
 ])
@@ -106,7 +108,7 @@ CASES = {  # arguments, candidates, default tap
     'ECBSR': (RGB | {'num_block': 1, 'num_channel': 8, 'with_idt': False, 'act_type': 'prelu', 'scale': 2},
               {'backbone.1': SHUFFLE, 'backbone': LAST, 'upsampler@input': ENTERS}, None),
     'SRVGGNetCompact': ({'num_feat': 8, 'num_conv': 1}, {'body.3': SHUFFLE, 'body.4': ENTERS}, None),
-    'SwinIR': ({'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'upscale': 4, 'upsampler': 'pixelshuffledirect'},
+    'SwinIR': ({'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'upscale': 4, 'upsampler': 'pixelshuffledirect'},
                {'conv_after_body': LAST, 'upsample@input': ENTERS}, None),
     'SwinIR ': ({'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'upscale': 4, 'upsampler': 'pixelshuffle',
                  'window_size': 8}, {'conv_before_upsample': ENTERS}, None),
@@ -143,7 +145,8 @@ def test_printed_taps_can_be_read_and_the_last_before_upsampling_are_marked(caps
     assert [tap for tap, *_, notes in rows if notes.endswith('default tap')] == [default] * (default is not None)
     assert ('No candidates' in lines[-1]) == (not candidates)
 
-    net = build_network({'type': case.strip(), **arguments}).eval()
+    window = {'img_size': 28} if case == 'SwinIR' else {}  # a multiple of window_size, 7
+    net = build_network({'type': case.strip(), **arguments, **window}).eval()
     assert getattr(net, 'default_tap', None) == default
     image = torch.rand([int(n) for n in re.search(r'sees (lq|gt) ([\dx]+)', lines[0])[2].split('x')])
     with torch.no_grad():

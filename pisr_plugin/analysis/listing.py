@@ -147,6 +147,8 @@ def list_taps(args: argparse.Namespace) -> list[str]:
         for key, value in _STAND_INS.items():
             if key not in option and _needs(target, key):
                 option[key] = option.get('num_in_ch', value) if key == 'num_out_ch' else value
+        if 'img_size' in arguments(target)[0]:  # SwinIR cannot be built with the default of its own
+            option.setdefault('img_size', _lr_size(option, args.size)[0])
         return tap_lines(option, args.size, '--arg')
     if args.arg:
         raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
@@ -194,23 +196,31 @@ def _needs(target: Any, name: str) -> bool:
 def _dry_network(option: dict, size: Sequence[int] | None,
                  place: str) -> tuple[nn.Module, dict[str, Tensor], tuple[int, int]]:
     """Builds a network and noise images for it; returns both and the size of the LR image."""
+    window = _argument(option, 'window_size', default=1)
     try:
         with redirect_stdout(None):  # BasicSR prints when a name has its suffix
             net = build_network(option)
     except Exception as error:  # the constructor of any network: whatever it raises is about its arguments
-        raise OptionsError(f'{place}: {option["type"]} cannot be built: {error}') from None
+        hint = f' (img_size must be a multiple of window_size, {window}.)' if window > 1 else ''
+        raise OptionsError(f'{place}: {option["type"]} cannot be built: {error}{hint}') from None
     scale = _argument(option, 'upscale', 'scale', default=1)
     channels = _argument(option, 'num_in_ch', 'in_chans', 'in_channels', default=3)
-    if size is None:
-        window = _argument(option, 'window_size', default=1)
-        size = [window * math.ceil(24 / window)] * 2
+    height, width = _lr_size(option, size)
     generator = torch.Generator().manual_seed(0)
-    height, width = size
     shapes = {'lq': (1, channels, height, width), 'gt': (1, channels, height * scale, width * scale)}
     seen = getattr(net, 'inputs', ('lq',))
     if not set(seen) <= set(shapes):
         raise OptionsError(f'{place}: {option["type"]} sees {", ".join(seen)}; noise stands in for lq and gt alone.')
     return net, {name: torch.rand(shapes[name], generator=generator) for name in seen}, (height, width)
+
+
+def _lr_size(option: dict, size: Sequence[int] | None) -> tuple[int, int]:
+    """The size asked for, else 24x24, or what comes next where a network works in windows."""
+    if size:
+        return size[0], size[1]
+    window = _argument(option, 'window_size', default=1)
+    side = window * math.ceil(24 / window)
+    return side, side
 
 
 def _argument(option: dict, *names: str, default: int) -> int:
