@@ -58,5 +58,8 @@ def run(command: Callable[[], int | None]) -> int:
     except PISRError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder without permission
+        print(f'error: {error.filename or "writing"}: {error.strerror or error}', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return STOPPED

@@ -88,7 +88,6 @@ def _is_number(value: Any) -> bool:
 
 
 _TEXT, _NUMBER = {'type': ['string', 'null']}, loosely('number')
-ANY = Rule()
 FLAG = Plain('true or false', lambda v: isinstance(v, bool), loosely('boolean'))
 TEXT = Plain('text', lambda v: isinstance(v, str), _TEXT)
 NUMBER = Plain('a number', _is_number, _NUMBER)
@@ -352,7 +351,7 @@ def stage_rule(options: Mapping) -> Fields:
                             _one_of(registered_names(MODEL_REGISTRY))),
         'num_gpu': Plain("a whole number or 'auto'", lambda v: v == 'auto' or _is_whole(v) and v >= 0,
                          loosely('integer', minimum=0, pattern=f'^auto$|{REFERENCE}')),
-        'dist_params': ANY,
+        'dist_params': Fields({'backend': OneOf('nccl', 'gloo'), 'port': WHOLE}),
         'datasets': Fields({'train': Dataset()}, patterns={'val': Dataset(), 'test': Dataset()}),
         'path': Fields({'resume_state': TEXT, 'ignore_resume_networks': TEXTS},
                        patterns={'pretrain_network_': TEXT, 'param_key_': TEXT, 'strict_load_': FLAG}),
