@@ -46,6 +46,7 @@ setup(
             'pisr-test = pisr_plugin.engine.test:main',
             'pisr-prepare-data = pisr_plugin.data.prepare:main',
             'pisr-picture = pisr_plugin.analysis.picture:main',
+            'pisr-list = pisr_plugin.analysis.listing:main',
         ],
     },
 )
