@@ -72,7 +72,7 @@ def imresize_uint8(img: np.ndarray, scale: float) -> np.ndarray:
 def _resize_last(x: Tensor, scale: Fraction) -> Tensor:
     """Resizes the last dimension of a tensor (..., C, H, W)."""
     width = x.shape[-1]
-    out_width = math.ceil(width * scale)
+    out_width = -(-width * scale.numerator // scale.denominator)  # ceil, also where a tracer passes a tensor as width
     # F.interpolate cuts its kernel off at the border; MATLAB mirrors the image. So mirror first, by as much as the
     # kernel reaches, in whole steps of the denominator: then the padding is a whole number of output pixels to cut off.
     reach = math.ceil(2 * max(1, 1 / scale)) + 1

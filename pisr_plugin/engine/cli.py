@@ -27,13 +27,18 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
 
 def load_recipe(args: argparse.Namespace) -> dict:
     """The recipe that the flags of :func:`recipe_parser` describe, its plugins imported."""
-    sys.path.insert(0, '')  # a plugin may lie in the current folder, as for a BasicSR train.py
-    for plugin in args.plugin:
-        try:
-            importlib.import_module(plugin)
-        except ImportError as error:
-            raise OptionsError(f'--plugin {plugin}: {error}') from None
+    import_plugins(args.plugin)
     return override(compose(args.opt), args.force_yml)
+
+
+def import_plugins(modules: list[str]) -> None:
+    """Imports the user's packages of networks and losses."""
+    sys.path.insert(0, '')  # a plugin may lie in the current folder, as for a BasicSR train.py
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise OptionsError(f'--plugin {module}: {error}') from None
 
 
 def run(command: Callable[[], int | None]) -> int:
