@@ -178,8 +178,8 @@ class _Counter:
         if linear:
             return round(_bilinear(corners, height, width))
         if Fraction(height).denominator != 1 or Fraction(width).denominator != 1:
-            raise OptionsError(f'--size: the cost of {type(self.net).__name__} is not linear in the sides of the image, so '
-                               f'they must be multiples of its scale {self.scale}')
+            raise OptionsError(f'--size: the cost of {type(self.net).__name__} is not linear in the sides of the image, '
+                               f'so they must be multiples of its scale {self.scale}')
         try:
             return self._trace(convention, int(height), int(width))
         except RuntimeError as error:
