@@ -163,8 +163,8 @@ def count(options: Mapping, scale: int, size: tuple[int, int] = (1280, 720),
 class _Counter:
     """Counts a network's Multi-Adds for any LR size from traces of small ones."""
 
-    SIDES = 16, 24  # multiples of 8, which window attention needs
-    CHECK = 40, 48
+    SIDES = 8, 16  # multiples of 8, which window attention needs
+    CHECK = 24, 32
 
     def __init__(self, net: nn.Module, channels: int, scale: int) -> None:
         self.net, self.channels, self.scale = net, channels, scale
@@ -178,8 +178,8 @@ class _Counter:
         if linear:
             return round(_bilinear(corners, height, width))
         if Fraction(height).denominator != 1 or Fraction(width).denominator != 1:
-            raise OptionsError(f'--size: the cost of {type(self.net).__name__} is not linear in the sides of the image, '
-                               f'so they must be multiples of its scale {self.scale}')
+            raise OptionsError(f'--size: the cost of {type(self.net).__name__} is not linear in the sides of the '
+                               f'image, so they must be multiples of its scale {self.scale}')
         try:
             return self._trace(convention, int(height), int(width))
         except RuntimeError as error:
