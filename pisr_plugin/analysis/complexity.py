@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import product
@@ -47,6 +48,7 @@ CONVENTIONS = {
     'C': 'as A, plus one per added bias, per ReLU, LeakyReLU or PReLU element and per element that enters a global '
          "average, for an LR image of rounded-down size (ptflops; IDN and IMDN in the PISR paper's Table 2)",
 }
+COUNTED = {'A': ['macs'], 'B': ['macs', 'deconv'], 'C': ['macs', 'bias', 'elements']}  # kinds of operations
 
 
 @dataclass
@@ -152,75 +154,79 @@ def count(options: Mapping, scale: int, size: tuple[int, int] = (1280, 720),
     except (TypeError, ValueError, AssertionError) as error:
         raise OptionsError(f'{options["type"]} cannot be built: {error}') from None
     channels = argument(options.get('decoder', options), 'num_in_ch', 'in_chans', default=3)
-    counter = _Counter(net, channels, scale)
-    macs = {}
+    counter, macs = _Counter(net, channels, scale), {}
     for convention in conventions:
         sides = [side // scale if convention == 'C' else Fraction(side, scale) for side in reversed(size)]
-        macs[convention] = counter.count(convention, *sides)
+        operations = counter.count(*sides)
+        macs[convention] = round(sum(operations.get(kind, 0) for kind in COUNTED[convention]))
     return Complexity(options['type'], options['type'], scale, parameter_count(net)[''], macs)
 
 
 class _Counter:
-    """Counts a network's Multi-Adds for any LR size from traces of small ones."""
+    """Counts a network's operations for any LR size from traces of small ones."""
 
     SIDES = 8, 16  # multiples of 8, which window attention needs
     CHECK = 24, 32
 
     def __init__(self, net: nn.Module, channels: int, scale: int) -> None:
         self.net, self.channels, self.scale = net, channels, scale
-
-    def count(self, convention: str, height: Fraction | int, width: Fraction | int) -> int:
         try:
-            corners = {size: self._trace(convention, *size) for size in product(self.SIDES, repeat=2)}
-            linear = _bilinear(corners, *self.CHECK) == self._trace(convention, *self.CHECK)
+            self.corners = {size: self._trace(*size) for size in product(self.SIDES, repeat=2)}
+            self.linear = self._interpolate(*self.CHECK) == self._trace(*self.CHECK)
         except RuntimeError:  # the network cannot take images this small
-            linear = False
-        if linear:
-            return round(_bilinear(corners, height, width))
+            self.linear = False
+
+    def count(self, height: Fraction | int, width: Fraction | int) -> Mapping[str, Fraction | int]:
+        """Operations by kind, for an LR image whose sides may be fractions where they stand for an area."""
+        if self.linear:
+            return self._interpolate(height, width)
         if Fraction(height).denominator != 1 or Fraction(width).denominator != 1:
             raise OptionsError(f'--size: the cost of {type(self.net).__name__} is not linear in the sides of the '
                                f'image, so they must be multiples of its scale {self.scale}')
         try:
-            return self._trace(convention, int(height), int(width))
+            return self._trace(int(height), int(width))
         except RuntimeError as error:
             raise OptionsError(f'{type(self.net).__name__} cannot process an LR image of {width}x{height} pixels: '
                                f'{error}') from None
 
+    def _interpolate(self, height: Fraction | int, width: Fraction | int) -> dict[str, Fraction]:
+        """What is linear in height and in width follows from its values at four sizes."""
+        low, high = self.SIDES
+        v, u = Fraction(height - low) / (high - low), Fraction(width - low) / (high - low)
+        share = {(low, low): (1 - v) * (1 - u), (low, high): (1 - v) * u, (high, low): v * (1 - u), (high, high): v * u}
+        return {kind: sum(share[size] * self.corners[size][kind] for size in share) for kind in self.corners[low, low]}
+
     @torch.no_grad()
-    def _trace(self, convention: str, height: int, width: int) -> int:
+    def _trace(self, height: int, width: int) -> dict[str, int]:
         factors = [self.scale if name == 'gt' else 1 for name in getattr(self.net, 'inputs', ('lq',))]
         images = tuple(torch.zeros(1, self.channels, height * factor, width * factor) for factor in factors)
         analyzer = FlopAnalyzer(self.net, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        return analyzer.tracer_warnings('none').clear_op_handles().set_op_handle(**_handles(convention)).total()
+        return dict(analyzer.tracer_warnings('none').clear_op_handles().set_op_handle(**HANDLES).by_operator())
 
 
-def _bilinear(corners: Mapping[tuple[int, int], int], height: Fraction | int, width: Fraction | int) -> Fraction:
-    """The value at (height, width) of the function that is linear in each and takes four values as given."""
-    low, high = _Counter.SIDES
-    v, u = Fraction(height - low) / (high - low), Fraction(width - low) / (high - low)
-    return ((1 - v) * (1 - u) * corners[low, low] + (1 - v) * u * corners[low, high]
-            + v * (1 - u) * corners[high, low] + v * u * corners[high, high])
+def _conv(inputs: list, outputs: list) -> Counter:
+    macs, size = sum(conv_flop_jit(inputs, outputs).values()), get_shape(outputs[0])
+    return Counter(macs=macs, deconv=prod(get_shape(inputs[1])) * prod(size[2:]) - macs,  # 0 for a convolution
+                   bias=prod(size) if get_shape(inputs[2]) else 0)
 
 
-def _handles(convention: str) -> dict:
-    """What each operator costs."""
-    handles = {'aten::addmm': addmm_flop_jit, 'aten::bmm': bmm_flop_jit, 'aten::einsum': einsum_flop_jit,
-               'aten::linear': linear_flop_jit, 'aten::matmul': matmul_flop_jit, 'aten::mm': matmul_flop_jit,
-               'aten::_convolution': {'A': conv_flop_jit, 'B': _conv_at_outputs, 'C': _conv_and_bias}[convention]}
-    if convention == 'C':
-        activations = [f'aten::{name}{suffix}' for name in ('relu', 'leaky_relu', 'prelu') for suffix in ('', '_')]
-        handles |= dict.fromkeys(activations, elementwise_flop_counter(0, 1))
-        handles |= dict.fromkeys(['aten::mean', 'aten::adaptive_avg_pool2d'], elementwise_flop_counter(1, 0))
-    return handles
+def _named(kind: str, handle: Callable) -> Callable:
+    return lambda inputs, outputs: Counter({kind: handle(inputs, outputs)})
 
 
-def _conv_at_outputs(inputs: list, outputs: list) -> int:
-    return prod(get_shape(inputs[1])) * prod(get_shape(outputs[0])[2:])
-
-
-def _conv_and_bias(inputs: list, outputs: list) -> int:
-    bias = prod(get_shape(outputs[0])) if get_shape(inputs[2]) else 0
-    return sum(conv_flop_jit(inputs, outputs).values()) + bias
+# What each operator costs. All that is not here costs nothing.
+HANDLES = {
+    'aten::_convolution': _conv,
+    'aten::addmm': _named('macs', addmm_flop_jit),
+    'aten::bmm': _named('macs', bmm_flop_jit),
+    'aten::einsum': _named('macs', einsum_flop_jit),
+    'aten::linear': _named('macs', linear_flop_jit),
+    'aten::matmul': _named('macs', matmul_flop_jit),
+    'aten::mm': _named('macs', matmul_flop_jit),
+    **{f'aten::{name}': _named('elements', elementwise_flop_counter(0, 1))
+       for name in ('relu', 'relu_', 'leaky_relu', 'leaky_relu_', 'prelu')},
+    **{f'aten::{name}': _named('elements', elementwise_flop_counter(1, 0)) for name in ('mean', 'adaptive_avg_pool2d')},
+}
 
 
 def markdown(rows: list[Complexity], size: str) -> str:
