@@ -45,6 +45,7 @@ setup(
             'pisr-train = pisr_plugin.engine.train:main',
             'pisr-test = pisr_plugin.engine.test:main',
             'pisr-prepare-data = pisr_plugin.data.prepare:main',
+            'pisr-complexity = pisr_plugin.analysis.complexity:main',
             'pisr-picture = pisr_plugin.analysis.picture:main',
             'pisr-list = pisr_plugin.analysis.listing:main',
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Mapping
@@ -74,6 +75,15 @@ def load_weights(path: str | os.PathLike, param_key: str | None = 'params') -> d
     Raises:
         CheckpointError: the file cannot be read safely or holds no state dict.
     """
+    return _without_module(_read(path, param_key))
+
+
+def _without_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
+def _read(path: str | os.PathLike, param_key: str | None) -> Mapping[str, Tensor]:
+    """The state dict in a file, its keys as they are there."""
     content = load_file_safely(path)
     if isinstance(content, Mapping):
         for key in (param_key, *_CONTAINERS):
@@ -81,13 +91,18 @@ def load_weights(path: str | os.PathLike, param_key: str | None = 'params') -> d
                 content = content[key]
                 break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = f'keys {", ".join(map(str, list(content)[:5]))}' if isinstance(content, Mapping) else type(content).__name__
+        is_mapping = isinstance(content, Mapping)
+        found = f'keys {", ".join(map(str, list(content)[:5]))}' if is_mapping else type(content).__name__
         raise CheckpointError(f'{path} holds no network weights: found {found}.')
-    return {key.removeprefix('module.'): value for key, value in content.items()}
+    return content
 
 
-def load_network(net: nn.Module, path: str | os.PathLike, param_key: str | None = 'params', strict: bool = True) -> list[str]:
+def load_network(net: nn.Module, path: str | os.PathLike, param_key: str | None = 'params',
+                 strict: bool = True) -> list[str]:
     """Loads the weights in ``path`` into ``net``.
+
+    What a network's ``convert_released`` makes of an author's file, and a ``module.`` that is dropped, goes to
+    BasicSR's log.
 
     Args:
         net: The network, not wrapped.
@@ -99,11 +114,13 @@ def load_network(net: nn.Module, path: str | os.PathLike, param_key: str | None 
         Names of the tensors that were not loaded, empty when ``strict``.
 
     Raises:
-        CheckpointError: the file cannot be read, or belongs to another network; ``net`` is unchanged then.
+        CheckpointError: the file cannot be read, or belongs to another network; ``net`` is unchanged then. The message
+            says which network it looks like.
     """
-    weights, own = load_weights(path, param_key), net.state_dict()
+    content, own = _read(path, param_key), net.state_dict()
+    plain = weights = _without_module(content)
     if hasattr(net, 'convert_released'):
-        weights = net.convert_released(weights)  # a released file's nesting or scales to this network's keys
+        weights = net.convert_released(plain)  # a released file's nesting or scales to this network's keys
     missing = [key for key in own if key not in weights]
     unexpected = [key for key in weights if key not in own]
     reshaped = [key for key in own if key in weights and own[key].shape != weights[key].shape]
@@ -114,6 +131,26 @@ def load_network(net: nn.Module, path: str | os.PathLike, param_key: str | None 
                   if keys]
         lines += [f'  {key} is {tuple(weights[key].shape)} in the file and {tuple(own[key].shape)} in the network'
                   for key in reshaped[:3]]
-        raise CheckpointError('\n'.join(lines))
-    net.load_state_dict({key: value for key, value in weights.items() if key in own and key not in reshaped}, strict=False)
+        from pisr_plugin.archs.identify import identify  # needs BasicSR, which reading files does not
+
+        found = identify(plain)
+        raise CheckpointError('\n'.join([*lines, f'  The file {found}.'] if found else lines))
+    fitting = {key: value for key, value in weights.items() if key in own and key not in reshaped}
+    net.load_state_dict(fitting, strict=False)
+    mapped = _mapped(content, weights)
+    if mapped:
+        logging.getLogger('basicsr').info(f'{path}, read as {type(net).__name__}: {mapped}.')
     return missing + reshaped
+
+
+def _mapped(content: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Says which tensors of a file were renamed and which were left out; empty when none were."""
+    names = {id(value): key for key, value in weights.items()}
+    renamed = [(key, names[id(value)]) for key, value in content.items() if names.get(id(value), key) != key]
+    unused = [key for key, value in content.items() if id(value) not in names]
+    parts = []
+    if renamed:
+        parts.append(f'{len(renamed)} tensors go by other names, e.g. {renamed[0][0]} is {renamed[0][1]}')
+    if unused:
+        parts.append(f'{len(unused)} tensors are left out, e.g. {unused[0]}')
+    return '; '.join(parts)

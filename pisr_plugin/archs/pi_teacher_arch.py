@@ -106,12 +106,12 @@ class PITeacher(nn.Module):
             raise ValueError(f'decoder: found {decoder!r}, possible: options of a network, with its type')
         if not isinstance(encoder, (dict, type(None))):
             raise ValueError(f'encoder: found {encoder!r}, possible: options of a network, or nothing for a PIEncoder')
-        decoder_scale = _argument(decoder, 'upscale', 'scale', default=upscale)
+        decoder_scale = argument(decoder, 'upscale', 'scale', default=upscale)
         if decoder_scale != upscale:
             raise ValueError(f'decoder.upscale: found {decoder_scale!r}, possible: {upscale}, as of the teacher')
         encoder = dict(encoder or {})
         if encoder.setdefault('type', 'PIEncoder') == 'PIEncoder':
-            encoder.setdefault('num_in_ch', _argument(decoder, 'num_in_ch', 'in_chans', default=3))
+            encoder.setdefault('num_in_ch', argument(decoder, 'num_in_ch', 'in_chans', default=3))
             encoder.setdefault('upscale', upscale)
 
         self.upscale = upscale
@@ -145,8 +145,14 @@ class PITeacher(nn.Module):
         return {k if k.startswith('encoder.') else f'decoder.{k}': v for k, v in plain.items()}
 
 
-def _argument(options: dict, *names: str, default: object) -> object:
-    """The value that a network of these options will see for the first of ``names`` it knows."""
+def argument(options: dict, *names: str, default: object) -> object:
+    """The value that a network of these options will see for the first of ``names`` it knows.
+
+    Args:
+        options: Options of a network, with its type.
+        names: What networks call this argument.
+        default: Taken when the network knows none of them.
+    """
     parameters = inspect.signature(ARCH_REGISTRY.get(options['type'])).parameters
     for name in names:
         if name in options:

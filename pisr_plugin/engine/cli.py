@@ -51,6 +51,7 @@ def import_plugins(plugins: Iterable[str]) -> None:
             raise OptionsError(f'--plugin {plugin}: {error}') from None
 
 
+
 def run(command: Callable[[], int | None]) -> int:
     """Runs a command and turns mistakes of the user into one message and exit code 2."""
     try:

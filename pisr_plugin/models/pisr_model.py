@@ -16,9 +16,11 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from pisr_plugin import checkpoint
+from pisr_plugin.archs.pi_teacher_arch import argument
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
 from pisr_plugin.distill.taps import TapReader
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
@@ -241,7 +243,15 @@ class PISRModel(SRModel):
         net = getattr(self, 'net_ema', self.net)
         training = net.training
         net.eval()
-        self.output, _ = self._split(net(*self._inputs(net, self.batch)))
+        inputs, options = self._inputs(net, self.batch), self.opt[f'network_{self.label}']
+        window = argument(options.get('decoder', options), 'window_size', default=None)
+        if isinstance(window, int):  # window attention takes whole windows; training patches are chosen to fit
+            height, width = self.lq.shape[-2:]
+            inputs = [_pad(image, window * (image.shape[-1] // width)) for image in inputs]
+            scale = self.opt['scale']
+            self.output = self._split(net(*inputs))[0][..., :height * scale, :width * scale]
+        else:
+            self.output, _ = self._split(net(*inputs))
         net.train(training)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
@@ -306,6 +316,10 @@ class PISRModel(SRModel):
 def _plain(state: dict) -> dict:
     """Replaces BasicSR's Counter of milestones, which torch before 2.6 refuses in a weights-only load, by a dict."""
     return {key: dict(value) if isinstance(value, Counter) else value for key, value in state.items()}
+def _pad(image: Tensor, multiple: int) -> Tensor:
+    """Mirrors an image's right and lower border so that its sides are multiples."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % multiple, 0, -height % multiple), 'reflect')
 
 
 def _when(current_iter: int) -> int | str:

@@ -1,0 +1,76 @@
+"""Tell which network a state dict belongs to, for the message about one that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor
+
+SCALES = (2, 3, 4)
+VARIANTS = {  # what releases and papers differ in, beside colour and scale
+    'FSRCNN': [{}, {'d': 56, 's': 56, 'm': 4}, {'per_channel_prelu': True}],
+    'VDSR': [{}, {'bias': True}],
+    'IDN': [{}, {'upsampler': 'pixelshuffle'}],
+    'CARN': [{}],
+    'CARNM': [{}],
+    'IMDN': [{}],
+    'RFDN': [{}, {'num_feat': 52}],
+    'ERFDN': [{}],
+}
+
+
+def identify(weights: Mapping[str, Tensor]) -> str | None:
+    """Says which of this package's networks ``weights`` look like.
+
+    Key names and shapes are compared with those of the networks at x2, x3 and x4, on Y and RGB, none of which takes
+    memory. Released files may be given as they are.
+
+    Args:
+        weights: A state dict, without ``module.`` before its keys.
+
+    Returns:
+        ``'looks like {type: IMDN, num_in_ch: 3, num_out_ch: 3, upscale: 3}'``; ``'is most like {..}, with 80% of all
+        tensors in common'`` where more than half agree; None where nothing is near.
+    """
+    for prefix in ('backbone.network.encoder.', 'encoder.'):
+        if any(key.startswith(prefix) for key in weights):
+            root = prefix.removesuffix('encoder.')
+            decoder = {key.removeprefix(root).removeprefix('decoder.'): value for key, value in weights.items()
+                       if key.startswith(root) and not key.startswith(prefix)}
+            found = identify(decoder)
+            return found and f'holds an encoder too, as a PITeacher; its decoder {found}'
+
+    best, matches = 0.5, []
+    for network, options, (own, theirs) in _candidates(weights):
+        alike = len(own & theirs) / len(own | theirs)
+        if alike > best:
+            best, matches = alike, []
+        if alike == best:
+            matches.append((network, options))
+    if not matches:
+        return None
+    network, options = matches[0]
+    scales = [str(other['upscale']) for name, other in matches
+              if name == network and {**other, 'upscale': 0} == {**options, 'upscale': 0}]
+    described = ', '.join(f'{key}: {value}' for key, value in options.items() if key != 'upscale')
+    text = f'{{type: {network}, {described}, upscale: {" or ".join(scales)}}}'
+    return f'looks like {text}' if best == 1 else f'is most like {text}, with {best:.0%} of all tensors in common'
+
+
+def _candidates(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict, tuple[set, set]]]:
+    """Yields networks, their options, and key-shape pairs of the network and of ``weights`` as it would read them."""
+    for network, variants in VARIANTS.items():
+        for variant in variants:
+            for channels in (3, 1):
+                for scale in SCALES:
+                    options = {**variant, 'num_in_ch': channels, 'num_out_ch': channels, 'upscale': scale}
+                    with torch.device('meta'):
+                        net = ARCH_REGISTRY.get(network)(**options)
+                    convert = getattr(net, 'convert_released', dict)
+                    yield network, options, (_shapes(net.state_dict()), _shapes(convert(weights)))
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> set[tuple]:
+    return {(key, tuple(value.shape)) for key, value in weights.items()}

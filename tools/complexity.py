@@ -1,0 +1,7 @@
+"""Count parameters and Multi-Adds:  python tools/complexity.py -opt options/pisr_rfdn_x*.yml"""
+import sys
+
+from pisr_plugin.analysis.complexity import main
+
+if __name__ == '__main__':
+    sys.exit(main())
