@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Mapping
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 
 SCALES = (2, 3, 4)
 VARIANTS = {  # what releases and papers differ in, beside colour and scale
@@ -61,15 +63,21 @@ def identify(weights: Mapping[str, Tensor]) -> str | None:
 
 def _candidates(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict, tuple[set, set]]]:
     """Yields networks, their options, and key-shape pairs of the network and of ``weights`` as it would read them."""
+    for network, options, net in _networks():
+        convert = getattr(net, 'convert_released', dict)
+        yield network, options, (_shapes(net.state_dict()), _shapes(convert(weights)))
+
+
+@functools.cache
+def _networks() -> list[tuple[str, dict, nn.Module]]:
+    """All networks to compare with, without memory for their weights."""
+    networks = []
     for network, variants in VARIANTS.items():
-        for variant in variants:
-            for channels in (3, 1):
-                for scale in SCALES:
-                    options = {**variant, 'num_in_ch': channels, 'num_out_ch': channels, 'upscale': scale}
-                    with torch.device('meta'):
-                        net = ARCH_REGISTRY.get(network)(**options)
-                    convert = getattr(net, 'convert_released', dict)
-                    yield network, options, (_shapes(net.state_dict()), _shapes(convert(weights)))
+        for variant, channels, scale in itertools.product(variants, (3, 1), SCALES):
+            options = {**variant, 'num_in_ch': channels, 'num_out_ch': channels, 'upscale': scale}
+            with torch.device('meta'):
+                networks.append((network, options, ARCH_REGISTRY.get(network)(**options)))
+    return networks
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> set[tuple]:
