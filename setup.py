@@ -47,6 +47,7 @@ setup(
             'pisr-prepare-data = pisr_plugin.data.prepare:main',
             'pisr-complexity = pisr_plugin.analysis.complexity:main',
             'pisr-picture = pisr_plugin.analysis.picture:main',
+            'pisr-list = pisr_plugin.analysis.listing:main',
         ],
     },
 )

@@ -35,10 +35,10 @@ def imresize(x: Tensor, scale: float) -> Tensor:
         raise TypeError(f'Expected a floating-point tensor, but got {x.dtype}; imresize_uint8 takes 8-bit images')
     if x.dim() < 3:
         raise ValueError(f'Expected a tensor of shape (..., C, H, W), but got {tuple(x.shape)}')
-    ratio = _ratio(scale)
+    up, down = _ratio(scale)
     y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    y = _resize_last(y.transpose(-1, -2), ratio).transpose(-1, -2)
-    return _resize_last(y, ratio).to(x.dtype)
+    y = _resize_last(y.transpose(-1, -2), up, down).transpose(-1, -2)
+    return _resize_last(y, up, down).to(x.dtype)
 
 
 def imresize_uint8(img: np.ndarray, scale: float) -> np.ndarray:
@@ -61,33 +61,33 @@ def imresize_uint8(img: np.ndarray, scale: float) -> np.ndarray:
         raise TypeError(f'Expected an image of type uint8, but got {img.dtype}')
     if img.ndim not in (2, 3):
         raise ValueError(f'Expected an image of shape (H, W) or (H, W, C), but got {img.shape}')
-    ratio = _ratio(scale)
+    up, down = _ratio(scale)
     x = torch.from_numpy(np.ascontiguousarray(img.reshape(*img.shape[:2], -1).transpose(2, 0, 1))).double()
-    x = _round_uint8(_resize_last(x.transpose(-1, -2), ratio)).transpose(-1, -2)
-    x = _round_uint8(_resize_last(x, ratio))
+    x = _round_uint8(_resize_last(x.transpose(-1, -2), up, down)).transpose(-1, -2)
+    x = _round_uint8(_resize_last(x, up, down))
     out = np.ascontiguousarray(x.to(torch.uint8).numpy().transpose(1, 2, 0))
     return out[..., 0] if img.ndim == 2 else out
 
 
-def _resize_last(x: Tensor, scale: Fraction) -> Tensor:
-    """Resizes the last dimension of a tensor (..., C, H, W)."""
+def _resize_last(x: Tensor, up: int, down: int) -> Tensor:
+    """Resizes the last dimension of a tensor (..., C, H, W) by ``up / down``."""
     width = x.shape[-1]
-    out_width = -(-width * scale.numerator // scale.denominator)  # ceil, also where a tracer passes a tensor as width
+    out_width = (width * up + down - 1) // down
     # F.interpolate cuts its kernel off at the border; MATLAB mirrors the image. So mirror first, by as much as the
     # kernel reaches, in whole steps of the denominator: then the padding is a whole number of output pixels to cut off.
-    reach = math.ceil(2 * max(1, 1 / scale)) + 1
-    steps = math.ceil(reach / scale.denominator)
-    pad = steps * scale.denominator
-    column = torch.arange(-pad, width + pad + scale.denominator, device=x.device) % (2 * width)
+    reach = math.ceil(2 * max(1, down / up)) + 1
+    steps = math.ceil(reach / down)
+    pad = steps * down
+    column = torch.arange(-pad, width + pad + down, device=x.device) % (2 * width)
     padded = x.index_select(-1, torch.minimum(column, 2 * width - 1 - column))
     # One side at a time, and the last: torch's result is wrong for a height that changes where the width is 1.
     resized = F.interpolate(
         padded.reshape(1, -1, *padded.shape[-2:]),
-        scale_factor=(1.0, float(scale)),
+        scale_factor=(1.0, up / down),
         mode='bicubic',
         antialias=True,  # also when enlarging: without it torch uses a = -0.75
     )
-    first = steps * scale.numerator
+    first = steps * up
     return resized[..., first : first + out_width].reshape(*x.shape[:-1], out_width)
 
 
@@ -96,8 +96,10 @@ def _round_uint8(x: Tensor) -> Tensor:
     return (x + 0.5).floor().clamp(0, 255)
 
 
-def _ratio(scale: float) -> Fraction:
+@torch.compiler.assume_constant_result  # torch.compile cannot look into a Fraction
+def _ratio(scale: float) -> tuple[int, int]:
+    """Numerator and denominator of a scale."""
     ratio = Fraction(scale).limit_denominator(64)
     if ratio <= 0 or not math.isclose(ratio, scale, rel_tol=1e-9):
         raise ValueError(f'Expected a scale that is a positive ratio of small integers, but got {scale}')
-    return ratio
+    return ratio.numerator, ratio.denominator

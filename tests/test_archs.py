@@ -8,11 +8,13 @@ import pytest
 import reference_forward
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from pisr_plugin.archs.erfdn_arch import ESA
 from reference_forward import Weights
 from torch import nn
 
 from pisr_plugin.archs.blocks import CCA
+from pisr_plugin.archs.erfdn_arch import ESA
+from pisr_plugin.distill.links import default_teacher_tap
+from pisr_plugin.distill.taps import TapReader
 from pisr_plugin.resize import imresize
 
 
@@ -214,6 +216,16 @@ def test_default_tap_is_passed_once_at_lr_size(case):
     (feature,) = tapped(network, network.default_tap, case.image())
     factor = case.scale if case.tap_at_hr else 1
     assert feature.shape == (1, case.tap, 8 * factor, 9 * factor)
+
+
+@pytest.mark.parametrize('name', [name for name in CASES if f'PITeacher_{name}' in CASES])
+def test_default_taps_of_student_and_teacher_meet(name):
+    case, teacher_case = CASES[name], CASES[f'PITeacher_{name}']
+    student, teacher_net = case.build(), teacher_case.build()
+    tap = default_teacher_tap(teacher_net, student.default_tap)
+    assert tap == teacher_net.default_tap
+    feature = TapReader(student, [student.default_tap]).read(case.image())[student.default_tap]
+    assert TapReader(teacher_net, [tap]).read(teacher_case.image())[tap].shape == feature.shape
 
 
 @pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.macs])

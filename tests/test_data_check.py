@@ -153,7 +153,7 @@ def test_file_without_partner(data):
     message = told(block(data / 'train', 'disk', 2))
     assert 'has no 001.png, the LR image of 001.png' in message
     opt = block(data / 'train', 'disk', 4, filename_tmpl='{}x4')
-    assert "has no 000x4.png" in told(opt, scale=4)
+    assert 'has no 000x4.png' in told(opt, scale=4)
     assert "filename_tmpl is '{}x4'). Did you mean '000.png'" in told(opt, scale=4)
     assert 'needs {}' in told({**opt, 'filename_tmpl': 'x4'}, scale=4, error=OptionsError)
 

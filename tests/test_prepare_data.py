@@ -214,17 +214,18 @@ def test_demo_is_made_of_installed_photos_and_only_once(tmp_path, capsys):
 # Going on
 
 
-def script(*argv):
-    """The command line as a process of its own."""
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen([sys.executable, str(ROOT / 'tools/prepare_data.py'), *map(str, argv)], env=environment,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
 def test_killed_build_goes_on_and_ends_the_same(tmp_path):
     folder = photos(tmp_path / 'in', [(120, 180)] * 80)
-    process = script('build', folder, '-o', tmp_path / 'set', '--no-lmdb', '--workers', 2)
-    deadline = time.monotonic() + 60
+    code = """
+import sys
+from pisr_plugin.data import parallel, prepare
+parallel._START_SECONDS = 0  # do not wait until workers are worth it
+prepare.main(sys.argv[1:])
+"""
+    argv = ['build', folder, '-o', tmp_path / 'set', '--no-lmdb', '--workers', 2]
+    process = subprocess.Popen([sys.executable, '-c', code, *map(str, argv)], stderr=subprocess.DEVNULL,
+                               env={**os.environ, 'PYTHONPATH': str(ROOT)}, start_new_session=True)
+    deadline = time.monotonic() + 100
     while len(list((tmp_path / 'set').glob('HR/*.png'))) < 4:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
@@ -254,7 +255,7 @@ def _alive(session):
 @pytest.mark.parametrize('function', ['build.write_png', 'image_lmdb.image_size', 'layout.save_record'])
 def test_kill_inside_a_step_leaves_nothing_half(source, tmp_path, function):
     module, name = function.split('.')
-    code = f'''
+    code = f"""
 import os, signal, sys
 from pisr_plugin.data import build, image_lmdb, layout, prepare
 original, calls = {function}, []
@@ -265,7 +266,7 @@ def fatal(*args):
     return original(*args)
 {module}.{name} = build.{name} = fatal
 prepare.main(sys.argv[1:])
-'''
+"""
     argv = ['build', source, '-o', tmp_path / 'set', '--workers', 1, '--scales', 2]
     done = subprocess.run([sys.executable, '-c', code, *map(str, argv)], capture_output=True,
                           env={**os.environ, 'PYTHONPATH': str(ROOT)})
@@ -428,6 +429,7 @@ def test_full_disk(source, tmp_path, monkeypatch, capsys):
     told = message(capsys)
     assert 'No space left on device' in told
     assert 'run the same command again' in told
+    assert not (tmp_path / 'set/LR_bicubic/X3/001.png').exists()  # the fourth file, after prepare.json, HR and X2
     assert not list((tmp_path / 'set').rglob('.*'))
     assert build(source, tmp_path / 'set') == 0
 
@@ -438,6 +440,15 @@ def test_full_disk_under_an_lmdb(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(image_lmdb, '_fill', full)
     assert build(source, tmp_path / 'set') == 2
     assert 'HR.lmdb: LMDB could not be written: No space left' in message(capsys)
+    monkeypatch.undo()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(image_lmdb.os, 'rename', fail)
+    assert build(source, tmp_path / 'set') == 2
+    assert 'No space left on device' in message(capsys)
+    assert sorted(path.name for path in (tmp_path / 'set').iterdir()) == ['HR', 'LR_bicubic', 'prepare.json']
     monkeypatch.undo()
     assert build(source, tmp_path / 'set') == 0
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,13 +22,13 @@ from ..errors import DataError
 Job = TypeVar('Job')
 Result = TypeVar('Result')
 
-_JOBS_PER_WORKER = 16  # a process starts in seconds, which fewer jobs do not win back
+_START_SECONDS = 10  # a worker imports torch and BasicSR before it does anything
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, label: str) -> Iterator[Result]:
-    """Yields ``function(job)`` for every job, in the order of the jobs.
+    """Yields ``function(job)`` for every job, in the order of the jobs, and tells how many are done.
 
-    Few jobs run in this process. Otherwise processes are spawned, never forked: torch's threads do not survive a fork.
+    Begins in this process, and goes on in others once it is clear that starting them saves time.
 
     Args:
         function: A function that can be pickled.
@@ -38,18 +39,31 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
     Raises:
         DataError: a process died. What ``function`` raises is raised here, after the jobs in progress.
     """
-    workers = min(workers, len(jobs) // _JOBS_PER_WORKER)
-    if workers <= 1:
-        with _one_thread():
-            yield from with_progress(map(function, jobs), len(jobs), label)
-        return
-    context = multiprocessing.get_context('spawn')
-    executor = ProcessPoolExecutor(workers, context, _start_worker)
     try:
-        yield from with_progress(executor.map(function, jobs), len(jobs), label)
+        yield from with_progress(_results(function, jobs, workers), len(jobs), label)
     except BrokenProcessPool:
         raise DataError(f'{label}: a worker process was killed, perhaps for want of memory. Fewer need less: '
                         f'--workers {workers // 2}') from None
+
+
+def _results(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+    done, started = 0, 0.0
+    with _one_thread():
+        while done < len(jobs):
+            yield function(jobs[done])
+            done += 1
+            if done == 1:
+                started = time.monotonic()  # the first job is no measure: it also warms up
+                continue
+            seconds_left = (time.monotonic() - started) / (done - 1) * (len(jobs) - done)
+            if workers > 1 and seconds_left > 2 * _START_SECONDS:
+                break
+    if done == len(jobs):
+        return
+    # Spawned, never forked: torch's threads do not survive a fork.
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
+    try:
+        yield from executor.map(function, jobs[done:])
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pisr_plugin.engine.recipe import compose, override
 from pisr_plugin.errors import OptionsError, PISRError
@@ -16,13 +16,23 @@ STOPPED = 130  # the exit code of a run that was interrupted and can be resumed
 def recipe_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every recipe-driven tool takes, named as in BasicSR."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('-opt', required=True, metavar='RECIPE', help='recipe or resolved options file (YAML)')
+    add_recipe_flags(parser)
+    return parser
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds the flags that choose and change a recipe."""
+    parser.add_argument('-opt', required=required, metavar='RECIPE', help='recipe or resolved options file (YAML)')
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='A:B=C',
                         help='change options, e.g. train:total_iter=1000 network_g:num_feat=52')
     parser.add_argument('--stage', help='one stage of the recipe instead of all')
+    add_plugin_flag(parser)
+
+
+def add_plugin_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that :func:`import_plugins` reads."""
     parser.add_argument('--plugin', action='append', default=[], metavar='MODULE',
                         help='import this module first, for the networks and losses that it registers')
-    return parser
 
 
 def load_recipe(args: argparse.Namespace) -> dict:
@@ -31,14 +41,15 @@ def load_recipe(args: argparse.Namespace) -> dict:
     return override(compose(args.opt), args.force_yml)
 
 
-def import_plugins(modules: list[str]) -> None:
-    """Imports the user's packages of networks and losses."""
+def import_plugins(plugins: Iterable[str]) -> None:
+    """Imports what ``--plugin`` names, so that it registers its networks and losses."""
     sys.path.insert(0, '')  # a plugin may lie in the current folder, as for a BasicSR train.py
-    for module in modules:
+    for plugin in plugins:
         try:
-            importlib.import_module(module)
+            importlib.import_module(plugin)
         except ImportError as error:
-            raise OptionsError(f'--plugin {module}: {error}') from None
+            raise OptionsError(f'--plugin {plugin}: {error}') from None
+
 
 
 def run(command: Callable[[], int | None]) -> int:
@@ -47,6 +58,9 @@ def run(command: Callable[[], int | None]) -> int:
         return command() or 0
     except PISRError as error:
         print(f'error: {error}', file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder without permission
+        print(f'error: {error.filename or "writing"}: {error.strerror or error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return STOPPED

@@ -84,7 +84,7 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def override(recipe: dict, entries: Iterable[str]) -> dict:
+def override(recipe: dict, entries: Iterable[str], flag: str = '--force_yml') -> dict:
     """Applies ``a:b=c`` entries of ``--force_yml``.
 
     An entry reaches every stage: where a stage sets the same option itself, its value is replaced too.
@@ -93,33 +93,35 @@ def override(recipe: dict, entries: Iterable[str]) -> dict:
     Args:
         recipe: As :func:`compose` returns it; changed in place.
         entries: ``keys=value`` texts, keys joined by ``:``.
+        flag: Where the entries were given, for messages.
 
     Raises:
         OptionsError: an entry has no ``=``, its value is not YAML, or its path runs through something else than a mapping.
     """
     for entry in entries:
+        place = f'{flag} {entry!r}'
         keys, equals, text = entry.partition('=')
         keys = [key.strip() for key in keys.split(':')]
         if not equals or not all(keys):
-            raise OptionsError(f'--force_yml {entry!r}: write keys joined by a colon and a value, e.g. train:ema_decay=0.999')
+            raise OptionsError(f'{place}: write keys joined by a colon and a value, e.g. train:ema_decay=0.999')
         try:
             value = _numbers(yaml.load(text.replace('!!float', '').strip(), _Loader))
         except yaml.YAMLError as error:
-            raise OptionsError(f'--force_yml {entry!r}: {error}') from None
-        _set(recipe, keys, value, entry)
+            raise OptionsError(f'{place}: {error}') from None
+        _set(recipe, keys, value, place)
         if keys[0] != 'stages':
             for stage in (recipe.get('stages') or {}).values():
                 if _holds(stage, keys):
-                    _set(stage, keys, value, entry)
+                    _set(stage, keys, value, place)
     return recipe
 
 
-def _set(options: Any, keys: list[str], value: Any, entry: str) -> None:
+def _set(options: Any, keys: list[str], value: Any, place: str) -> None:
     for depth, key in enumerate(keys):
         if isinstance(options, list) and key.isdigit() and int(key) < len(options):
             key = int(key)
         elif not isinstance(options, dict):
-            raise OptionsError(f'--force_yml {entry!r}: {".".join(keys[:depth]) or "the recipe"} is not a mapping.')
+            raise OptionsError(f'{place}: {".".join(keys[:depth]) or "the recipe"} is not a mapping.')
         if depth == len(keys) - 1:
             options[key] = value
         else:

@@ -1,6 +1,7 @@
 """What options may say: BasicSR's keys and ours, checked before anything is built or written.
 
-A rule is an object with ``check(value, place, problems)`` that appends one line per mistake.
+A rule is an object with ``check(value, place, problems)`` that appends one line per mistake, and ``json(defs)`` that
+says the same to an editor.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from pisr_plugin.engine.docstrings import argument_docs, first_sentence
 from pisr_plugin.errors import OptionsError, choice
+
+REFERENCE = r'^\$\{[\w.]+\}$'  # in a recipe it may stand for any value
 
 
 def check_options(options: Mapping, place: str = '') -> None:
@@ -28,7 +32,7 @@ def check_options(options: Mapping, place: str = '') -> None:
         OptionsError: lists every mistake with its option path, what was found and what is possible.
     """
     problems: list[str] = []
-    _stage_rule(options).check(options, place, problems)
+    stage_rule(options).check(options, place, problems)
     if problems:
         raise OptionsError('\n'.join(problems))
 
@@ -39,16 +43,40 @@ class Rule:
     def check(self, value: Any, place: str, problems: list[str]) -> None:
         """Appends to ``problems`` what is wrong with ``value`` at option path ``place``."""
 
+    def json(self, defs: dict[str, dict]) -> dict:
+        """The rule as JSON schema for a recipe file, where ``~`` and references are values too and nothing is required.
+
+        Args:
+            defs: Takes the parts that are referred to as ``#/$defs/<name>``.
+        """
+        return {}
+
+
+def loosely(kind: str, **more: Any) -> dict:
+    """JSON schema of a value of this kind, or a reference to one, or none."""
+    return {'type': [kind, 'string', 'null'], 'pattern': REFERENCE, **more}
+
+
+def _one_of(values: Sequence) -> dict:
+    return {'anyOf': [{'enum': [*values, None]}, {'type': 'string', 'pattern': REFERENCE}]}
+
+
+def _mapping(properties: Mapping[str, dict], **more: Any) -> dict:
+    return loosely('object', properties={**properties, '_delete_': {'type': 'boolean'}}, **more)
+
 
 class Plain(Rule):
-    """A scalar of one kind."""
+    """A value of one kind, which a function accepts and a JSON schema describes."""
 
-    def __init__(self, what: str, accept: Callable[[Any], bool]) -> None:
-        self.what, self.accept = what, accept
+    def __init__(self, what: str, accept: Callable[[Any], bool], schema: dict) -> None:
+        self.what, self.accept, self.schema = what, accept, schema
 
     def check(self, value: Any, place: str, problems: list[str]) -> None:
         if not self.accept(value):
             problems.append(f'{place}: {value!r} where {self.what} belongs')
+
+    def json(self, defs: dict[str, dict]) -> dict:
+        return self.schema
 
 
 def _is_whole(value: Any) -> bool:
@@ -59,23 +87,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-ANY = Rule()
-FLAG = Plain('true or false', lambda v: isinstance(v, bool))
-TEXT = Plain('text', lambda v: isinstance(v, str))
-NUMBER = Plain('a number', _is_number)
-WHOLE = Plain('a whole number', _is_whole)
-POSITIVE = Plain('a whole number above 0', lambda v: _is_whole(v) and v > 0)
-NUMBERS = Plain('a list of numbers', lambda v: isinstance(v, (list, tuple)) and all(map(_is_number, v)))
-TEXTS = Plain('a list of texts', lambda v: isinstance(v, (list, tuple)) and all(isinstance(x, str) for x in v))
+_TEXT, _NUMBER = {'type': ['string', 'null']}, loosely('number')
+FLAG = Plain('true or false', lambda v: isinstance(v, bool), loosely('boolean'))
+TEXT = Plain('text', lambda v: isinstance(v, str), _TEXT)
+NUMBER = Plain('a number', _is_number, _NUMBER)
+WHOLE = Plain('a whole number', _is_whole, loosely('integer'))
+POSITIVE = Plain('a whole number above 0', lambda v: _is_whole(v) and v > 0, loosely('integer', minimum=1))
+NUMBERS = Plain('a list of numbers', lambda v: isinstance(v, (list, tuple)) and all(map(_is_number, v)),
+                loosely('array', items=_NUMBER))
+TEXTS = Plain('a list of texts', lambda v: isinstance(v, (list, tuple)) and all(isinstance(x, str) for x in v),
+              loosely('array', items=_TEXT))
 MODULES = Plain('a mapping of module paths, teacher: student,',
-                lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for pair in v.items() for x in pair))
+                lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for pair in v.items() for x in pair),
+                _mapping({}, additionalProperties=_TEXT))
 
 
 class OneOf(Plain):
     """One of a few values."""
 
     def __init__(self, *values: Any) -> None:
-        super().__init__(' or '.join(map(repr, values)), lambda v: v in values)
+        super().__init__(' or '.join(map(repr, values)), lambda v: v in values, _one_of(values))
 
 
 class Fields(Rule):
@@ -109,6 +140,11 @@ class Fields(Rule):
             if value.get(key) is None:
                 problems.append(f'{f"{place}.{key}" if place else key}: missing')
 
+    def json(self, defs: dict[str, dict]) -> dict:
+        return _mapping({key: rule.json(defs) for key, rule in self.rules.items()},
+                        patternProperties={f'^{prefix}': rule.json(defs) for prefix, rule in self.patterns.items()},
+                        additionalProperties=self.open_ended)
+
 
 class Named(Rule):
     """A mapping from free names to values of one kind."""
@@ -124,6 +160,9 @@ class Named(Rule):
             if not str(name).isidentifier():
                 problems.append(f'{place}.{name}: a name is made of letters, digits and underscores')
             self.rule.check(item, f'{place}.{name}', problems)
+
+    def json(self, defs: dict[str, dict]) -> dict:
+        return _mapping({}, propertyNames={'pattern': r'^[^\W\d]\w*$'}, additionalProperties=self.rule.json(defs))
 
 
 class Block(Rule):
@@ -147,38 +186,87 @@ class Block(Rule):
             problems.append(f'{place}.type: {value["type"]!r} is not registered. '
                             f'{choice(value["type"], registered_names(self.registry))}')
             return
-        parameters = inspect.signature(target).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        parameters, takes_any = arguments(target)
         for key, item in value.items():
             where = f'{place}.{key}'
             if key == 'type':
                 continue
             if key in self.extra:
                 self.extra[key].check(item, where, problems)
-            elif key in parameters and parameters[key].kind not in (inspect.Parameter.VAR_KEYWORD,
-                                                                    inspect.Parameter.VAR_POSITIONAL):
-                self._check_argument(parameters[key], item, where, problems)
+            elif key in parameters:
+                self._check_argument(argument_type(target, key), item, where, problems)
             elif not takes_any:
                 problems.append(f'{where}: {value["type"]} has no such argument. '
                                 f'{choice(key, [p for p in parameters if p not in self.given])} '
                                 '(_delete_: true beside type drops what a base recipe gave)')
         for name, parameter in parameters.items():
-            if (parameter.default is parameter.empty and name not in value and name not in self.given
-                    and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)):
+            if parameter.default is parameter.empty and name not in value and name not in self.given:
                 problems.append(f'{place}.{name}: missing; {value["type"]} needs it')
 
-    def _check_argument(self, parameter: inspect.Parameter, value: Any, place: str, problems: list[str]) -> None:
+    def _check_argument(self, wanted: str, value: Any, place: str, problems: list[str]) -> None:
         if isinstance(value, Mapping) and 'type' in value:  # a network inside a network
             Block(ARCH_REGISTRY).check(value, place, problems)
             return
-        wanted = parameter.annotation if parameter.annotation is not parameter.empty else type(parameter.default)
-        numeric = wanted in (int, float, 'int', 'float')
-        if numeric and not _is_number(value):
+        if wanted in ('int', 'float') and not _is_number(value):
             problems.append(f'{place}: {value!r} where a number belongs')
-        elif wanted in (int, 'int') and not _is_whole(value):
+        elif wanted == 'int' and not _is_whole(value):
             problems.append(f'{place}: {value!r} where a whole number belongs')
-        elif wanted in (bool, 'bool') and not isinstance(value, bool):
+        elif wanted == 'bool' and not isinstance(value, bool):
             problems.append(f'{place}: {value!r} where true or false belongs')
+
+    def json(self, defs: dict[str, dict]) -> dict:
+        name = '.'.join((self.registry._name, *self.given, *self.extra))
+        if name not in defs:
+            defs[name] = {}  # before the arguments, which may refer to it
+            extra = {key: rule.json(defs) for key, rule in self.extra.items()}
+            types = {}
+            for kind in registered_names(self.registry):
+                target = registered(self.registry, kind)
+                parameters, takes_any = arguments(target)
+                if takes_any or set(self.given) <= set(parameters):
+                    own = {'const': kind, 'description': first_sentence(target)}
+                    types[kind] = _mapping({'type': own, **self._json_arguments(target, defs), **extra},
+                                           additionalProperties=takes_any)
+            defs[name] = _mapping({'type': _one_of(list(types)), **extra}, allOf=[
+                {'if': {'properties': {'type': {'const': kind}}, 'required': ['type']}, 'then': then}
+                for kind, then in types.items()])
+        return {'$ref': f'#/$defs/{name}'}
+
+    def _json_arguments(self, target: Any, defs: dict[str, dict]) -> dict[str, dict]:
+        kinds = {'int': 'integer', 'float': 'number', 'bool': 'boolean'}
+        docs, described = argument_docs(target), {}
+        for key, parameter in arguments(target)[0].items():
+            if key in self.given:
+                continue
+            wanted = argument_type(target, key)
+            if 'dict' in wanted and self.registry is ARCH_REGISTRY:  # a network inside a network
+                rule = Block(ARCH_REGISTRY).json(defs)
+            else:
+                rule = loosely(kinds[wanted]) if wanted in kinds else {}
+            text = {'description': docs[key].text} if key in docs else {}
+            default = {'default': parameter.default} if isinstance(parameter.default, (bool, int, float, str)) else {}
+            described[key] = {**rule, **text, **default}
+        return described
+
+
+def arguments(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The named arguments of a registered object, and whether it takes any others."""
+    parameters = inspect.signature(target).parameters.values()
+    return ({p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)},
+            any(p.kind is p.VAR_KEYWORD for p in parameters))
+
+
+def argument_type(target: Any, name: str) -> str:
+    """Type of an argument by its annotation, else by the docstring, else by its default; empty when none tells."""
+    parameter = inspect.signature(target).parameters[name]
+    kind: Any = parameter.annotation
+    if kind is parameter.empty:
+        # A default of 1 may be that of a float (EDSR's res_scale), so the docstring comes first.
+        entry = argument_docs(target).get(name)
+        kind = entry.kind if entry else ''
+        if not kind and parameter.default not in (parameter.empty, None):
+            kind = type(parameter.default)
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
 def registered(registry: Registry, name: Any) -> Any:
@@ -222,6 +310,16 @@ class Dataset(Rule):
                 required += ['gt_size', 'use_hflip', 'use_rot']
         Fields(DATASET_KEYS, required, open_ended=kind != 'PairedImageDataset').check(value, place, problems)
 
+    def json(self, defs: dict[str, dict]) -> dict:
+        docs = argument_docs(registered(DATASET_REGISTRY, 'PairedImageDataset'))
+        keys = {key: {**rule.json(defs), **({'description': docs[key].text} if key in docs else {})}
+                for key, rule in DATASET_KEYS.items()}
+        keys['type'] = _one_of(registered_names(DATASET_REGISTRY))
+        paired = {'properties': {'type': {'const': 'PairedImageDataset'}}, 'required': ['type']}
+        defs['dataset'] = _mapping(keys, **{'if': paired, 'then': _mapping(dict.fromkeys(keys, True),
+                                                                           additionalProperties=False)})
+        return {'$ref': '#/$defs/dataset'}
+
 
 LOSS = Block(LOSS_REGISTRY)
 NETWORK = Block(ARCH_REGISTRY)
@@ -242,15 +340,18 @@ TRAIN = {
 }
 
 
-def _stage_rule(options: Mapping) -> Fields:
+def stage_rule(options: Mapping) -> Fields:
+    """The rule for the options of one stage; only ``model_type`` and ``network_t`` of ``options`` matter."""
     # Other model types read options of their own in train; what they share with ours is still checked.
     ours = options.get('model_type') == 'PISRModel'
     return Fields({
         'name': TEXT, 'scale': POSITIVE, 'manual_seed': WHOLE, 'find_unused_parameters': FLAG,
         'model_type': Plain(f'a registered model ({", ".join(registered_names(MODEL_REGISTRY))})',
-                            lambda v: registered(MODEL_REGISTRY, v) is not None),
-        'num_gpu': Plain("a whole number or 'auto'", lambda v: v == 'auto' or _is_whole(v) and v >= 0),
-        'dist_params': ANY,
+                            lambda v: registered(MODEL_REGISTRY, v) is not None,
+                            _one_of(registered_names(MODEL_REGISTRY))),
+        'num_gpu': Plain("a whole number or 'auto'", lambda v: v == 'auto' or _is_whole(v) and v >= 0,
+                         loosely('integer', minimum=0, pattern=f'^auto$|{REFERENCE}')),
+        'dist_params': Fields({'backend': OneOf('nccl', 'gloo'), 'port': WHOLE}),
         'datasets': Fields({'train': Dataset()}, patterns={'val': Dataset(), 'test': Dataset()}),
         'path': Fields({'resume_state': TEXT, 'ignore_resume_networks': TEXTS},
                        patterns={'pretrain_network_': TEXT, 'param_key_': TEXT, 'strict_load_': FLAG}),

@@ -22,12 +22,13 @@ from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model
 from basicsr.train import create_train_val_dataloader
 from basicsr.utils import AvgTimer, check_resume, get_time_str, init_tb_logger, init_wandb_logger, set_random_seed
-from basicsr.utils.dist_util import get_dist_info, init_dist
+from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.options import dict2str
 
 from pisr_plugin import __version__, checkpoint
 from pisr_plugin.data.check import check_dataset
 from pisr_plugin.engine import cli
+from pisr_plugin.engine.distributed import process_group
 from pisr_plugin.engine.progress import Progress
 from pisr_plugin.engine.runtime import make_folder, open_log, quiet, runtime_options, write_options, write_text_atomic
 from pisr_plugin.engine.schema import check_options
@@ -55,10 +56,12 @@ def train(args: argparse.Namespace) -> int:
     if args.debug:
         recipe['name'] = f'debug_{recipe.get("name")}'
         cli.override(recipe, ['logger:print_freq=1', 'logger:save_checkpoint_freq=8', 'val:val_freq=8'])
-    if args.launcher != 'none':
-        init_dist(args.launcher, **recipe.get('dist_params') or {})
-    rank, _ = get_dist_info()
+    with process_group(args.launcher, **recipe.get('dist_params') or {}):
+        return _train_stages(recipe, args)
 
+
+def _train_stages(recipe: dict, args: argparse.Namespace) -> int:
+    rank, _ = get_dist_info()
     stages = unroll(recipe)
     chosen = select(stages, args.stage)
     for stage in stages:
@@ -85,7 +88,7 @@ def is_finished(stage: Stage) -> bool:
     Raises:
         OptionsError: it was, with other options.
     """
-    if not (stage.folder / 'result.json').is_file() or not stage.checkpoint.is_file():
+    if not all(file.is_file() for file in (stage.folder / 'result.json', stage.folder / 'options.yml', stage.checkpoint)):
         return False
     saved = yaml.safe_load((stage.folder / 'options.yml').read_text(encoding='utf-8'))
     differing = [(path, old, new) for path, old, new in _differences(saved, stage.options)

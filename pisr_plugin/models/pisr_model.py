@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -291,7 +291,7 @@ class PISRModel(SRModel):
         # Written last: a state file says that everything it needs is there.
         state = {'epoch': epoch, 'iter': current_iter,
                  'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-                 'schedulers': [scheduler.state_dict() for scheduler in self.schedulers]}
+                 'schedulers': [_plain(scheduler.state_dict()) for scheduler in self.schedulers]}
         if hasattr(self, 'best_metric_results'):
             # Metrics return numpy numbers, which a weights-only load refuses.
             state['best_metric_results'] = {
@@ -313,6 +313,9 @@ class PISRModel(SRModel):
         return os.path.join(self.opt['path'][folder], name)
 
 
+def _plain(state: dict) -> dict:
+    """Replaces BasicSR's Counter of milestones, which torch before 2.6 refuses in a weights-only load, by a dict."""
+    return {key: dict(value) if isinstance(value, Counter) else value for key, value in state.items()}
 def _pad(image: Tensor, multiple: int) -> Tensor:
     """Mirrors an image's right and lower border so that its sides are multiples."""
     height, width = image.shape[-2:]

@@ -1,0 +1,113 @@
+"""Testing and drawing say what the files hold."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+
+from pisr_plugin.analysis.picture import largest_gain, reconstruct
+from pisr_plugin.analysis.picture import main as picture
+from pisr_plugin.engine.test import main as run_test
+from pisr_plugin.engine.train import main as train
+from pisr_plugin.resize import imresize
+
+
+@pytest.fixture
+def trained(workspace):
+    recipe = str(workspace.recipe(train={'total_iter': 2}))
+    assert train(['-opt', recipe]) == 0
+    return recipe
+
+
+def luminance(path):
+    """BT.601 luminance of an image file, in 0..255 and unrounded."""
+    bgr = cv2.imread(str(path)).astype(np.float64)
+    return 16 + (bgr @ [24.966, 128.553, 65.481]) / 255
+
+
+def psnr(a, b, border=2):
+    error = np.round(np.clip(a, 0, 255)) - np.round(b)
+    return 10 * np.log10(255**2 / np.mean(error[border:-border, border:-border]**2))
+
+
+def test_bicubic_and_every_stage_stand_in_one_table(trained, capsys):
+    assert run_test(['-opt', trained]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split('|')[1].strip() for line in printed.splitlines() if line.startswith('|')][2:] == [
+        'bicubic', 'teacher', 'student']
+    assert '2 pixels cut' in printed and 'Y of BT.601' in printed
+    rows = {row['name']: row for row in json.loads(Path('results/run/metrics.json').read_text())}
+
+    pairs = [(luminance(f'datasets/test/LR_bicubic/X2/{i}.png'), luminance(f'datasets/test/HR/{i}.png')) for i in range(2)]
+    bicubic = [psnr(imresize(torch.from_numpy(lq)[None] / 255, 2)[0].numpy() * 255, gt) for lq, gt in pairs]
+    assert rows['bicubic']['results']['test']['psnr'] == pytest.approx(np.mean(bicubic), abs=0.01)
+
+    net = build_network({'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2})
+    net.load_state_dict(torch.load('experiments/run/student/models/net_g_latest.pth', weights_only=True)['params'])
+    with torch.no_grad():
+        student = [psnr(net(torch.from_numpy(lq).float()[None, None] / 255)[0, 0].numpy() * 255, gt) for lq, gt in pairs]
+    assert rows['student']['results']['test']['psnr'] == pytest.approx(np.mean(student), abs=0.01)
+
+
+def test_a_named_checkpoint_is_tested_instead(trained, capsys):
+    net = build_network({'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2})
+    torch.save(net.state_dict(), 'plain.pth')
+    assert run_test(['-opt', trained, '--stage', 'student']) == 0
+    assert run_test(['-opt', trained, '--stage', 'student', '--force_yml', 'path:pretrain_network_g=plain.pth']) == 0
+    tables = capsys.readouterr().out.split('| student |')
+    assert len(tables) == 3 and tables[1].splitlines()[0] != tables[2].splitlines()[0]
+
+
+def test_saved_images_are_the_reconstructions(trained):
+    assert run_test(['-opt', trained, '--stage', 'student', '--save_img']) == 0
+    saved = sorted(Path('results/run/student/visualization/test').glob('*.png'))
+    assert len(saved) == 2 and cv2.imread(str(saved[0]), cv2.IMREAD_UNCHANGED).shape == (48, 60)
+
+
+@pytest.mark.parametrize('arguments, fragments', [
+    (['--stage', 'studnt'], ["Did you mean 'student'"]),
+    (['--force_yml', 'path:pretrain_network_g=nowhere.pth', '--stage', 'student'], ['nothing to test', 'nowhere.pth']),
+    (['--force_yml', 'val:metrics:psnr:type=psnr'], ['val.metrics.psnr.type', 'calculate_psnr']),
+    (['--force_yml', 'val:metrics=~'], ['val.metrics', 'no metric']),
+    (['--force_yml', 'datasets:val:dataroot_lq=nowhere'], ['datasets.val.dataroot_lq', 'nowhere']),
+])
+def test_mistakes_in_testing(workspace, capsys, arguments, fragments):
+    assert train(['-opt', str(workspace.recipe('baseline', train={'total_iter': 1}))]) == 0
+    capsys.readouterr()
+    assert run_test(['-opt', 'run.yml', *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and all(fragment in error for fragment in fragments), error
+
+
+def test_the_picture_is_drawn_or_says_why_not(trained, capsys):
+    assert picture(['-opt', trained, '--crop', '4', '6', '20', '-o', 'out/a.png']) == 0
+    assert cv2.imread('out/a.png').std() > 10
+    for arguments, fragment in ((['--crop', '50', '0', '20'], 'outside the image of 60x48'),
+                                (['--image', '7'], '--image 7'), (['--stage', 'teacher'], 'no student to draw'),
+                                (['--dataset', 'vall'], "Did you mean 'val'")):
+        assert picture(['-opt', trained, *arguments]) == 2
+        assert fragment in capsys.readouterr().err
+
+
+def test_a_luminance_network_keeps_bicubic_colours():
+    lq = torch.rand(3, 12, 14) * 0.6 + 0.2
+
+    class Bicubic(torch.nn.Module):
+        """Stands for a luminance network whose answer is known."""
+
+        def forward(self, y):
+            return imresize(y, 2)
+
+    torch.testing.assert_close(reconstruct(Bicubic(), lq, 2, on_y=True), imresize(lq, 2).clamp(0, 1), atol=2e-3, rtol=0)
+
+
+def test_the_crop_lies_where_the_gain_is():
+    truth = torch.zeros(3, 64, 64)
+    before = truth.clone()
+    before[:, 40:56, 8:24] = 1
+    x, y, size = largest_gain(before, truth, truth, size=16)
+    assert (x, y, size) == (8, 40, 16)

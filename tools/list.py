@@ -1,0 +1,7 @@
+"""List networks, losses, ..., taps:  python tools/list.py networks [NAME] | taps --type EDSR | schema -o FILE"""
+import sys
+
+from pisr_plugin.analysis.listing import main
+
+if __name__ == '__main__':
+    sys.exit(main())
