@@ -83,7 +83,7 @@ MISTAKEN = {
     'another scale': (net('RFDN', upscale=2).state_dict(), f'looks like {{type: RFDN, {RGB}, upscale: 2}}.'),
     'pisr student': (prefixed('backbone.network.', net('FSRCNN', 1).state_dict()),
                      'looks like {type: FSRCNN, num_in_ch: 1'),
-    'pisr teacher': (prefixed('backbone.network.', {**net('FSRCNN', 1).state_dict(), 'encoder.0.0.bias': torch.ones(9)}),
+    'pisr teacher': (prefixed('backbone.network.', net('FSRCNN', 1).state_dict() | {'encoder.0.0.bias': torch.ones(9)}),
                      'holds an encoder too, as a PITeacher; its decoder looks like {type: FSRCNN, num_in_ch: 1'),
     'our teacher': (prefixed('decoder.', net('IDN').state_dict()) | {'encoder.0.0.bias': torch.ones(56)},
                     'as a PITeacher; its decoder looks like {type: IDN, num_in_ch: 3'),
