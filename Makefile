@@ -26,6 +26,7 @@ test: lint
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 install: $(STAMP)
 

@@ -29,7 +29,6 @@ setup(
         'lmdb',
         'packaging',
         'pyyaml',
-        'rich',
         'safetensors',
         'scikit-image',
         'scipy',
@@ -37,7 +36,7 @@ setup(
         'setuptools; python_version >= "3.12"',  # the distutils that BasicSR imports
     ],
     extras_require={
-        'dev': ['pytest', 'ruff', 'tensorboard'],
+        'dev': ['jsonschema', 'pytest', 'ruff', 'tensorboard'],
         'tensorboard': ['tensorboard'],
     },
     entry_points={

@@ -54,12 +54,16 @@ def load_file_safely(path: str | os.PathLike) -> Any:
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f'{path} is refused: it holds more than tensors and plain containers, or is damaged '
-                              f'({reason}). Loading it could run code; save its state dict again where you trust '
-                              'it.') from None
+        raise CheckpointError(
+            f'{path} is refused: it holds more than tensors and plain containers, or is damaged '
+            f'({reason}). Loading it could run code; save its state dict again where you trust '
+            'it.'
+        ) from None
     except (RuntimeError, EOFError, OSError, SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f'{path} cannot be read: {str(error).splitlines()[0] if str(error) else "it is empty"}. '
-                              'It is damaged or not a checkpoint.') from None
+        raise CheckpointError(
+            f'{path} cannot be read: {str(error).splitlines()[0] if str(error) else "it is empty"}. '
+            'It is damaged or not a checkpoint.'
+        ) from None
 
 
 def load_weights(path: str | os.PathLike, param_key: str | None = 'params') -> dict[str, Tensor]:
@@ -97,8 +101,9 @@ def _read(path: str | os.PathLike, param_key: str | None) -> Mapping[str, Tensor
     return content
 
 
-def load_network(net: nn.Module, path: str | os.PathLike, param_key: str | None = 'params',
-                 strict: bool = True) -> list[str]:
+def load_network(
+    net: nn.Module, path: str | os.PathLike, param_key: str | None = 'params', strict: bool = True
+) -> list[str]:
     """Loads the weights in ``path`` into ``net``.
 
     What a network's ``convert_released`` makes of an author's file, and a ``module.`` that is dropped, goes to
@@ -126,11 +131,18 @@ def load_network(net: nn.Module, path: str | os.PathLike, param_key: str | None 
     reshaped = [key for key in own if key in weights and own[key].shape != weights[key].shape]
     if strict and (missing or unexpected or reshaped):
         lines = [f'{path} belongs to another network than {type(net).__name__} as configured:']
-        lines += [f'  {len(keys)} tensors {what}, e.g. {keys[0]}' for keys, what in
-                  ((missing, 'of the network are not in the file'), (unexpected, 'of the file are not in the network'))
-                  if keys]
-        lines += [f'  {key} is {tuple(weights[key].shape)} in the file and {tuple(own[key].shape)} in the network'
-                  for key in reshaped[:3]]
+        lines += [
+            f'  {len(keys)} tensors {what}, e.g. {keys[0]}'
+            for keys, what in (
+                (missing, 'of the network are not in the file'),
+                (unexpected, 'of the file are not in the network'),
+            )
+            if keys
+        ]
+        lines += [
+            f'  {key} is {tuple(weights[key].shape)} in the file and {tuple(own[key].shape)} in the network'
+            for key in reshaped[:3]
+        ]
         from pisr_plugin.archs.identify import identify  # needs BasicSR, which reading files does not
 
         found = identify(plain)

@@ -40,22 +40,41 @@ class Workspace:
 
     def recipe(self, base: str = 'pisr', name: str = 'run', **changes) -> Path:
         """Writes a recipe of two short stages for FSRCNN on Y over ``options/_base_``."""
+
         def data(folder: str, **more) -> dict:
-            return {'name': folder, 'type': 'PairedImageDataset', 'dataroot_gt': f'datasets/{folder}/HR',
-                    'dataroot_lq': f'datasets/{folder}/LR_bicubic/X${{scale}}', 'io_backend': {'type': 'disk'}, 'color': 'y',
-                    **more}
+            return {
+                'name': folder,
+                'type': 'PairedImageDataset',
+                'dataroot_gt': f'datasets/{folder}/HR',
+                'dataroot_lq': f'datasets/{folder}/LR_bicubic/X${{scale}}',
+                'io_backend': {'type': 'disk'},
+                'color': 'y',
+                **more,
+            }
 
         recipe = {
-            '_base_': str(ROOT / f'options/_base_/{base}.yml'), 'name': name, 'scale': 2, 'num_gpu': 0,
+            '_base_': str(ROOT / f'options/_base_/{base}.yml'),
+            'name': name,
+            'scale': 2,
+            'num_gpu': 0,
             'network_g': {'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': '${scale}'},
             'datasets': {
-                'train': data('train', gt_size=32, use_hflip=True, use_rot=True, num_worker_per_gpu=0, batch_size_per_gpu=2,
-                              dataset_enlarge_ratio=5),
-                'val': data('test')},
+                'train': data(
+                    'train',
+                    gt_size=32,
+                    use_hflip=True,
+                    use_rot=True,
+                    num_worker_per_gpu=0,
+                    batch_size_per_gpu=2,
+                    dataset_enlarge_ratio=5,
+                ),
+                'val': data('test'),
+            },
             'train': {'total_iter': 4},
             'val': {'val_freq': 2},
             'logger': {'print_freq': 1, 'save_checkpoint_freq': 2, 'use_tb_logger': False},
-            **changes}
+            **changes,
+        }
         file = self.path / f'{name}.yml'
         file.write_text(yaml.safe_dump(recipe, sort_keys=False))
         return file

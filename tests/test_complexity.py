@@ -11,15 +11,20 @@ from torch import nn
 from pisr_plugin.analysis.complexity import count, main
 from tests.conftest import ROOT
 
-ROWS = [[cell.strip() for cell in line.strip('|\n').split('|')]
-        for line in (ROOT / 'docs/networks.md').read_text().splitlines() if ' | x' in line]
+ROWS = [
+    [cell.strip() for cell in line.strip('|\n').split('|')]
+    for line in (ROOT / 'docs/networks.md').read_text().splitlines()
+    if ' | x' in line
+]
 
 
 def options(cell):
     network, *arguments = cell.strip('`').split()
     values = (argument.split('=') for argument in arguments)
-    return {'type': network, **{name: int(value) if value.isdigit() else {'true': True}.get(value, value)
-                                for name, value in values}}
+    return {
+        'type': network,
+        **{name: int(value) if value.isdigit() else {'true': True}.get(value, value) for name, value in values},
+    }
 
 
 @pytest.mark.parametrize('row', ROWS, ids=lambda row: f'{row[0]} {row[2]}')
@@ -101,8 +106,15 @@ def test_a_cost_that_is_not_linear_is_counted_at_full_size():
 
 
 def test_window_attention_and_teachers_are_counted():
-    swinir = {'type': 'SwinIR', 'upscale': 2, 'window_size': 8, 'embed_dim': 8, 'depths': [1], 'num_heads': [2],
-              'upsampler': 'pixelshuffledirect'}
+    swinir = {
+        'type': 'SwinIR',
+        'upscale': 2,
+        'window_size': 8,
+        'embed_dim': 8,
+        'depths': [1],
+        'num_heads': [2],
+        'upsampler': 'pixelshuffledirect',
+    }
     a, b = (count(swinir, 2, size).macs['A'] for size in ((64, 64), (128, 128)))
     assert b == 4 * a > 0
     student = {'type': 'FSRCNN', 'upscale': 2}
@@ -125,16 +137,19 @@ def test_recipes_are_listed_and_saved(tmp_path, capsys):
     assert saved['networks'][0]['macs'] == {'A': 12_464 * lr, 'B': (12_464 - deconv) * lr + deconv * hr}
 
 
-@pytest.mark.parametrize('arguments, fragment', [
-    ([], 'nothing to count'),
-    (['--type', 'FSRCN'], "Did you mean 'FSRCNN'?"),
-    (['--type', 'FSRCNN', '--arg', 'upscal=2'], "Did you mean 'upscale'?"),
-    (['--type', 'FSRCNN', '--arg', 'upscale=1'], 'found 1'),
-    (['--type', 'FSRCNN', '--arg', 'upscale'], 'write keys'),
-    (['--type', 'ERFDN', '--arg', 'upscale=3'], 'multiples of its scale 3'),
-    (['--type', 'FSRCNN', '--arg', 'upscale=2', '--size', '720p'], '--size 720p'),
-    (['-opt', 'nowhere.yml'], 'does not exist'),
-])
+@pytest.mark.parametrize(
+    'arguments, fragment',
+    [
+        ([], 'nothing to count'),
+        (['--type', 'FSRCN'], "Did you mean 'FSRCNN'?"),
+        (['--type', 'FSRCNN', '--arg', 'upscal=2'], "Did you mean 'upscale'?"),
+        (['--type', 'FSRCNN', '--arg', 'upscale=1'], 'found 1'),
+        (['--type', 'FSRCNN', '--arg', 'upscale'], 'write keys'),
+        (['--type', 'ERFDN', '--arg', 'upscale=3'], 'multiples of its scale 3'),
+        (['--type', 'FSRCNN', '--arg', 'upscale=2', '--size', '720p'], '--size 720p'),
+        (['-opt', 'nowhere.yml'], 'does not exist'),
+    ],
+)
 def test_mistakes_are_one_message(arguments, fragment, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err

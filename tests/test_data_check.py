@@ -37,8 +37,15 @@ def data(made, tmp_path):
 
 def block(root, backend, scale, **changes):
     gt, lq = BACKENDS[backend]
-    return {'name': 'x', 'type': 'PairedImageDataset', 'dataroot_gt': str(root / gt),
-            'dataroot_lq': str(root / lq.format(scale)), 'io_backend': {'type': backend}, 'gt_size': 24, **changes}
+    return {
+        'name': 'x',
+        'type': 'PairedImageDataset',
+        'dataroot_gt': str(root / gt),
+        'dataroot_lq': str(root / lq.format(scale)),
+        'io_backend': {'type': backend},
+        'gt_size': 24,
+        **changes,
+    }
 
 
 def told(opt, place='datasets.train', scale=2, error=DataError):
@@ -88,10 +95,13 @@ def test_images_that_are_no_pair(data):
 
 
 @pytest.mark.parametrize('key', ['dataroot_gt', 'dataroot_lq'])
-@pytest.mark.parametrize('root, command', [
-    ('datasets/DIV2K/train', 'prepare_data.py build PHOTOS -o datasets/DIV2K/train'),
-    ('datasets/demo/train', 'prepare_data.py demo -o datasets/demo'),
-])
+@pytest.mark.parametrize(
+    'root, command',
+    [
+        ('datasets/DIV2K/train', 'prepare_data.py build PHOTOS -o datasets/DIV2K/train'),
+        ('datasets/demo/train', 'prepare_data.py demo -o datasets/demo'),
+    ],
+)
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_missing_root_comes_with_the_command(made, key, root, command, backend):
     opt = block(made / 'train', backend, 2)
@@ -198,7 +208,8 @@ def test_patches_must_fit_into_every_image(made, backend):
     check_dataset(block(made / 'train', backend, 2, gt_size=36), 'datasets.train', 2)
     check_dataset(block(made / 'train', backend, 2, gt_size=None, phase='val'), 'datasets.val', 2)
     assert '25 is not a multiple of the scale, 2. Possible: 24, 26' in told(
-        block(made / 'train', backend, 2, gt_size=25), error=OptionsError)
+        block(made / 'train', backend, 2, gt_size=25), error=OptionsError
+    )
     assert 'gt_size: missing' in told(block(made / 'train', backend, 2, gt_size=None), error=OptionsError)
 
 

@@ -15,10 +15,27 @@ from tests.conftest import ROOT
 
 
 def test_two_processes_train_both_stages(workspace):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29517',
-               str(ROOT / 'tools/train.py'), '-opt', str(workspace.recipe()), '--launcher', 'pytorch']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--nproc_per_node',
+        '2',
+        '--master_port',
+        '29517',
+        str(ROOT / 'tools/train.py'),
+        '-opt',
+        str(workspace.recipe()),
+        '--launcher',
+        'pytorch',
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for stage in ('teacher', 'student'):
         folder = Path('experiments/run') / stage
@@ -40,10 +57,24 @@ def test_slurm_variables_are_never_given_to_a_shell(monkeypatch, tmp_path):
     (tmp_path / 'scontrol').write_text('#!/bin/sh\nprintf "%s" "$3" > "$OUT"\necho 127.0.0.1\n')
     (tmp_path / 'scontrol').chmod(0o755)
     hostile = f'node1; touch {tmp_path}/made'
-    variables = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'OUT': str(tmp_path / 'seen'), 'SLURM_NODELIST': hostile,
-                 'SLURM_PROCID': '0', 'SLURM_NTASKS': '1', 'SLURM_LOCALID': '0'}
-    done = subprocess.run([sys.executable, '-c', 'from pisr_plugin.engine.distributed import process_group\n'
-                           'with process_group("slurm", port=29518): pass'],
-                          env={**os.environ, **variables, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=120)
+    variables = {
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+        'OUT': str(tmp_path / 'seen'),
+        'SLURM_NODELIST': hostile,
+        'SLURM_PROCID': '0',
+        'SLURM_NTASKS': '1',
+        'SLURM_LOCALID': '0',
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            'from pisr_plugin.engine.distributed import process_group\nwith process_group("slurm", port=29518): pass',
+        ],
+        env={**os.environ, **variables, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'seen').read_text() == hostile and not (tmp_path / 'made').exists()

@@ -31,25 +31,32 @@ def luminance(path):
 
 def psnr(a, b, border=2):
     error = np.round(np.clip(a, 0, 255)) - np.round(b)
-    return 10 * np.log10(255**2 / np.mean(error[border:-border, border:-border]**2))
+    return 10 * np.log10(255**2 / np.mean(error[border:-border, border:-border] ** 2))
 
 
 def test_bicubic_and_every_stage_stand_in_one_table(trained, capsys):
     assert run_test(['-opt', trained]) == 0
     printed = capsys.readouterr().out
     assert [line.split('|')[1].strip() for line in printed.splitlines() if line.startswith('|')][2:] == [
-        'bicubic', 'teacher', 'student']
+        'bicubic',
+        'teacher',
+        'student',
+    ]
     assert '2 pixels cut' in printed and 'Y of BT.601' in printed
     rows = {row['name']: row for row in json.loads(Path('results/run/metrics.json').read_text())}
 
-    pairs = [(luminance(f'datasets/test/LR_bicubic/X2/{i}.png'), luminance(f'datasets/test/HR/{i}.png')) for i in range(2)]
+    pairs = [
+        (luminance(f'datasets/test/LR_bicubic/X2/{i}.png'), luminance(f'datasets/test/HR/{i}.png')) for i in range(2)
+    ]
     bicubic = [psnr(imresize(torch.from_numpy(lq)[None] / 255, 2)[0].numpy() * 255, gt) for lq, gt in pairs]
     assert rows['bicubic']['results']['test']['psnr'] == pytest.approx(np.mean(bicubic), abs=0.01)
 
     net = build_network({'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2})
     net.load_state_dict(torch.load('experiments/run/student/models/net_g_latest.pth', weights_only=True)['params'])
     with torch.no_grad():
-        student = [psnr(net(torch.from_numpy(lq).float()[None, None] / 255)[0, 0].numpy() * 255, gt) for lq, gt in pairs]
+        student = [
+            psnr(net(torch.from_numpy(lq).float()[None, None] / 255)[0, 0].numpy() * 255, gt) for lq, gt in pairs
+        ]
     assert rows['student']['results']['test']['psnr'] == pytest.approx(np.mean(student), abs=0.01)
 
 
@@ -68,13 +75,19 @@ def test_saved_images_are_the_reconstructions(trained):
     assert len(saved) == 2 and cv2.imread(str(saved[0]), cv2.IMREAD_UNCHANGED).shape == (48, 60)
 
 
-@pytest.mark.parametrize('arguments, fragments', [
-    (['--stage', 'studnt'], ["Did you mean 'student'"]),
-    (['--force_yml', 'path:pretrain_network_g=nowhere.pth', '--stage', 'student'], ['nothing to test', 'nowhere.pth']),
-    (['--force_yml', 'val:metrics:psnr:type=psnr'], ['val.metrics.psnr.type', 'calculate_psnr']),
-    (['--force_yml', 'val:metrics=~'], ['val.metrics', 'no metric']),
-    (['--force_yml', 'datasets:val:dataroot_lq=nowhere'], ['datasets.val.dataroot_lq', 'nowhere']),
-])
+@pytest.mark.parametrize(
+    'arguments, fragments',
+    [
+        (['--stage', 'studnt'], ["Did you mean 'student'"]),
+        (
+            ['--force_yml', 'path:pretrain_network_g=nowhere.pth', '--stage', 'student'],
+            ['nothing to test', 'nowhere.pth'],
+        ),
+        (['--force_yml', 'val:metrics:psnr:type=psnr'], ['val.metrics.psnr.type', 'calculate_psnr']),
+        (['--force_yml', 'val:metrics=~'], ['val.metrics', 'no metric']),
+        (['--force_yml', 'datasets:val:dataroot_lq=nowhere'], ['datasets.val.dataroot_lq', 'nowhere']),
+    ],
+)
 def test_mistakes_in_testing(workspace, capsys, arguments, fragments):
     assert train(['-opt', str(workspace.recipe('baseline', train={'total_iter': 1}))]) == 0
     capsys.readouterr()
@@ -86,9 +99,12 @@ def test_mistakes_in_testing(workspace, capsys, arguments, fragments):
 def test_the_picture_is_drawn_or_says_why_not(trained, capsys):
     assert picture(['-opt', trained, '--crop', '4', '6', '20', '-o', 'out/a.png']) == 0
     assert cv2.imread('out/a.png').std() > 10
-    for arguments, fragment in ((['--crop', '50', '0', '20'], 'outside the image of 60x48'),
-                                (['--image', '7'], '--image 7'), (['--stage', 'teacher'], 'no student to draw'),
-                                (['--dataset', 'vall'], "Did you mean 'val'")):
+    for arguments, fragment in (
+        (['--crop', '50', '0', '20'], 'outside the image of 60x48'),
+        (['--image', '7'], '--image 7'),
+        (['--stage', 'teacher'], 'no student to draw'),
+        (['--dataset', 'vall'], "Did you mean 'val'"),
+    ):
         assert picture(['-opt', trained, *arguments]) == 2
         assert fragment in capsys.readouterr().err
 

@@ -68,26 +68,40 @@ def loss(place, option):
 
 def links(options, student=None, teacher=None, gt_size=8):
     student, teacher = student or Net(), teacher or Teacher()
-    return build_links(options, student, teacher, [torch.rand(1, 1, 4, 4)], [torch.rand(1, 1, gt_size, gt_size)],
-                       estimator, loss, 'train.distill_opt')
+    return build_links(
+        options,
+        student,
+        teacher,
+        [torch.rand(1, 1, 4, 4)],
+        [torch.rand(1, 1, gt_size, gt_size)],
+        estimator,
+        loss,
+        'train.distill_opt',
+    )
 
 
 def test_taps_default_to_the_declared_one_inside_the_decoder():
-    link, = links({'body': {'loss': {'type': 'MAE'}}})
+    (link,) = links({'body': {'loss': {'type': 'MAE'}}})
     assert (link.student, link.teacher, link.estimator) == ('body', 'decoder.body', None)
     assert default_teacher_tap(Net(), 'tail') == 'body'
     assert default_teacher_tap(nn.Sequential(nn.Identity()), '0') == '0'
 
 
 def test_an_estimator_gets_the_widths_of_both_sides():
-    link, = links({'body': {'estimator': {'type': 'x'}, 'loss': {'type': 'MAE'}}}, Net(3), Teacher(5))
+    (link,) = links({'body': {'estimator': {'type': 'x'}, 'loss': {'type': 'MAE'}}}, Net(3), Teacher(5))
     assert (link.estimator.in_channels, link.estimator.out_channels) == (3, 5)
 
 
 def test_the_linked_network_computes_every_link_in_one_pass():
     student, teacher = Net(), Teacher()
-    built = links({'body': {'estimator': {'type': 'x'}, 'loss': {'type': 'MAE'}},
-                   'out': {'student': 'tail', 'loss': {'type': 'MAE', 'weight': 2.0}}}, student, teacher)
+    built = links(
+        {
+            'body': {'estimator': {'type': 'x'}, 'loss': {'type': 'MAE'}},
+            'out': {'student': 'tail', 'loss': {'type': 'MAE', 'weight': 2.0}},
+        },
+        student,
+        teacher,
+    )
     linked = LinkedNetwork(student, built)
     x = torch.rand(2, 1, 4, 4)
     output, estimates = linked(x)
@@ -103,14 +117,27 @@ def test_a_link_counts_only_within_its_iterations():
     assert values == [0, 0, 1, 1, 1, 0, 0]
 
 
-@pytest.mark.parametrize('option, kwargs, error, fragments', [
-    ({'student': 'bdy'}, {}, TapError, ['train.distill_opt.a.student', "Did you mean 'body'", 'tail']),
-    ({'teacher': 'decodr.body'}, {}, TapError, ['train.distill_opt.a.teacher', "Did you mean 'decoder.body'"]),
-    ({}, {'gt_size': 16}, TapError, ['differ in size', '(1, 4, 4, 4)', '(1, 4, 8, 8)']),
-    ({}, {'teacher': Teacher(5)}, OptionsError, ['MAE cannot compare', '(1, 4, 4, 4)', '(1, 5, 4, 4)', 'shapes differ']),
-    ({'loss': {'type': 'Detached'}}, {}, OptionsError, ['train.distill_opt.a.loss', 'no gradient', 'train nothing']),
-    ({}, {'student': nn.Sequential(nn.Conv2d(1, 4, 1))}, TapError, ['declares no default tap', 'Possible: 0']),
-])
+@pytest.mark.parametrize(
+    'option, kwargs, error, fragments',
+    [
+        ({'student': 'bdy'}, {}, TapError, ['train.distill_opt.a.student', "Did you mean 'body'", 'tail']),
+        ({'teacher': 'decodr.body'}, {}, TapError, ['train.distill_opt.a.teacher', "Did you mean 'decoder.body'"]),
+        ({}, {'gt_size': 16}, TapError, ['differ in size', '(1, 4, 4, 4)', '(1, 4, 8, 8)']),
+        (
+            {},
+            {'teacher': Teacher(5)},
+            OptionsError,
+            ['MAE cannot compare', '(1, 4, 4, 4)', '(1, 5, 4, 4)', 'shapes differ'],
+        ),
+        (
+            {'loss': {'type': 'Detached'}},
+            {},
+            OptionsError,
+            ['train.distill_opt.a.loss', 'no gradient', 'train nothing'],
+        ),
+        ({}, {'student': nn.Sequential(nn.Conv2d(1, 4, 1))}, TapError, ['declares no default tap', 'Possible: 0']),
+    ],
+)
 def test_a_link_that_cannot_work_is_refused_before_training(option, kwargs, error, fragments):
     with pytest.raises(error) as caught:
         links({'a': {'loss': {'type': 'MAE'}, **option}}, **kwargs)
@@ -133,12 +160,15 @@ def test_weight_transfer_copies_every_tensor_of_the_module():
         assert value.data_ptr() != teacher.decoder.state_dict()[key].data_ptr()
 
 
-@pytest.mark.parametrize('mapping, fragments', [
-    ({'decodr': '.'}, ["no module 'decodr'", "Did you mean 'decoder'"]),
-    ({'decoder': 'bodi'}, ["no module 'bodi'", "Did you mean 'body'"]),
-    ({'decoder.body': 'tail'}, ['different networks', 'weight']),
-    ({'encoder': '.'}, ['different networks']),
-])
+@pytest.mark.parametrize(
+    'mapping, fragments',
+    [
+        ({'decodr': '.'}, ["no module 'decodr'", "Did you mean 'decoder'"]),
+        ({'decoder': 'bodi'}, ["no module 'bodi'", "Did you mean 'body'"]),
+        ({'decoder.body': 'tail'}, ['different networks', 'weight']),
+        ({'encoder': '.'}, ['different networks']),
+    ],
+)
 def test_weight_transfer_never_half_loads(mapping, fragments):
     student = Net()
     before = {key: value.clone() for key, value in student.state_dict().items()}

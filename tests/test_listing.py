@@ -33,14 +33,23 @@ def listed(capsys, *argv) -> list[str]:
 
 # -------------------------------------------------------------------------------------------------- registries
 
-@pytest.mark.parametrize('what, name, origin, text', [
-    ('networks', 'FSRCNN', 'pisr_plugin', 'Fast SR network: everything at LR size, then one transposed convolution.'),
-    ('networks', 'SRVGGNetCompact', 'basicsr', 'A compact VGG-style network structure for super-resolution.'),
-    ('losses', 'L1Loss', 'basicsr', 'L1 (mean absolute error, MAE) loss.'),
-    ('models', 'PISRModel', 'pisr_plugin', 'One stage: trains'),
-    ('datasets', 'PairedImageDataset', 'basicsr', 'Paired image dataset for image restoration.'),
-    ('metrics', 'calculate_psnr', 'basicsr', 'Calculate PSNR (Peak Signal-to-Noise Ratio).'),
-])
+
+@pytest.mark.parametrize(
+    'what, name, origin, text',
+    [
+        (
+            'networks',
+            'FSRCNN',
+            'pisr_plugin',
+            'Fast SR network: everything at LR size, then one transposed convolution.',
+        ),
+        ('networks', 'SRVGGNetCompact', 'basicsr', 'A compact VGG-style network structure for super-resolution.'),
+        ('losses', 'L1Loss', 'basicsr', 'L1 (mean absolute error, MAE) loss.'),
+        ('models', 'PISRModel', 'pisr_plugin', 'One stage: trains'),
+        ('datasets', 'PairedImageDataset', 'basicsr', 'Paired image dataset for image restoration.'),
+        ('metrics', 'calculate_psnr', 'basicsr', 'Calculate PSNR (Peak Signal-to-Noise Ratio).'),
+    ],
+)
 def test_registered_objects_have_a_line_each(capsys, what, name, origin, text):
     lines = listed(capsys, what)
     assert sum(bool(re.match(rf'{name} +{origin} +{re.escape(text)}', line)) for line in lines) == 1
@@ -50,44 +59,67 @@ def test_a_plugin_of_the_user_is_listed_as_such(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(ARCH_REGISTRY._obj_map))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', sys.path[:])
-    (tmp_path / 'nets_of_mine.py').write_text('from basicsr.utils.registry import ARCH_REGISTRY\n'
-                                              '@ARCH_REGISTRY.register()\nclass Mine:\n    """My net."""\n')
-    assert any(re.match(r'Mine +nets_of_mine +My net\.', line)
-               for line in listed(capsys, 'networks', '--plugin', 'nets_of_mine'))
+    (tmp_path / 'nets_of_mine.py').write_text(
+        'from basicsr.utils.registry import ARCH_REGISTRY\n@ARCH_REGISTRY.register()\nclass Mine:\n    """My net."""\n'
+    )
+    assert any(
+        re.match(r'Mine +nets_of_mine +My net\.', line)
+        for line in listed(capsys, 'networks', '--plugin', 'nets_of_mine')
+    )
 
 
-@pytest.mark.parametrize('argv, patterns', [
-    (['networks', 'FSRCNN'], [r'upscale +int +required +Scale factor, 2 or more\.',
-                              r'per_channel_prelu +bool += False +One PReLU slope']),
-    (['networks', 'HRFSRCNN'], [r's +int += 12 +As for FSRCNN\.']),  # documented as 'd, s, m, ...'
-    (['networks', 'EDSR'], [r'num_feat +int += 64 +Channel number of intermediate features\. Default: 64\.',
-                            r'res_scale +float += 1 ']),
-    (['networks', 'SwinIR'], [r'img_size +int \| tuple\(int\) += 64 +Input image size']),
-    (['losses', 'VIDLaplaceLoss'], [r'loss_weight +float += 1\.0 ']),
-    (['datasets', 'PairedImageDataset'], [r'opt +dict +required', r'  gt_size +int +Cropped', r'  scale +bool']),
-])
+@pytest.mark.parametrize(
+    'argv, patterns',
+    [
+        (
+            ['networks', 'FSRCNN'],
+            [
+                r'upscale +int +required +Scale factor, 2 or more\.',
+                r'per_channel_prelu +bool += False +One PReLU slope',
+            ],
+        ),
+        (['networks', 'HRFSRCNN'], [r's +int += 12 +As for FSRCNN\.']),  # documented as 'd, s, m, ...'
+        (
+            ['networks', 'EDSR'],
+            [
+                r'num_feat +int += 64 +Channel number of intermediate features\. Default: 64\.',
+                r'res_scale +float += 1 ',
+            ],
+        ),
+        (['networks', 'SwinIR'], [r'img_size +int \| tuple\(int\) += 64 +Input image size']),
+        (['losses', 'VIDLaplaceLoss'], [r'loss_weight +float += 1\.0 ']),
+        (['datasets', 'PairedImageDataset'], [r'opt +dict +required', r'  gt_size +int +Cropped', r'  scale +bool']),
+    ],
+)
 def test_arguments_are_explained(capsys, argv, patterns):
     text = '\n'.join(listed(capsys, *argv))
     for pattern in patterns:
         assert re.search(rf'^ +{pattern}', text, re.M), text
 
 
-@pytest.mark.parametrize('argv, fragments', [
-    (['networks', 'FSRCN'], ["'FSRCN' is not registered", "Did you mean 'FSRCNN'?"]),
-    (['taps'], ['--type NAME', '-opt RECIPE']),
-    (['taps', '--type', 'EDS'], ["'EDS' is not registered", "'EDSR'"]),
-    (['taps', '--type', 'EDSR', '--arg', 'num_fet=3'], ['--arg.num_fet', 'no such argument', "'num_feat'"]),
-    (['taps', '--type', 'EDSR', '--arg', 'num_feat'], ["--arg 'num_feat'"]),
-    (['taps', '--type', 'FSRCNN', '--size', '0', '9'], ['--size 0 9']),
-    (['taps', '--type', 'ECBSR'], ['num_block: missing', 'act_type: missing']),
-    (['taps', '--type', 'FSRCNN', '--arg', 'upscale=1'], ['FSRCNN cannot be built', 'found 1']),
-    (['taps', '--type', 'SwinIR', '--arg', 'depths=[1]', 'num_heads=[2]', 'embed_dim=8', '--size', '24', '24'],
-     ['SwinIR cannot process lq 1x3x24x24', '--size']),
-    (['taps', '--type', 'SwinIR', '--arg', 'img_size=24', 'depths=[2]', 'num_heads=[2]', 'embed_dim=8'],
-     ['SwinIR cannot be built', 'multiple of window_size, 7']),
-    (['taps', '--type', 'TOFlow'], ['TOFlow cannot process lq 1x3x24x24']),
-    (['schema', '-o', '/dev/null/x/schema.json'], ['/dev/null/x', 'cannot create']),
-])
+@pytest.mark.parametrize(
+    'argv, fragments',
+    [
+        (['networks', 'FSRCN'], ["'FSRCN' is not registered", "Did you mean 'FSRCNN'?"]),
+        (['taps'], ['--type NAME', '-opt RECIPE']),
+        (['taps', '--type', 'EDS'], ["'EDS' is not registered", "'EDSR'"]),
+        (['taps', '--type', 'EDSR', '--arg', 'num_fet=3'], ['--arg.num_fet', 'no such argument', "'num_feat'"]),
+        (['taps', '--type', 'EDSR', '--arg', 'num_feat'], ["--arg 'num_feat'"]),
+        (['taps', '--type', 'FSRCNN', '--size', '0', '9'], ['--size 0 9']),
+        (['taps', '--type', 'ECBSR'], ['num_block: missing', 'act_type: missing']),
+        (['taps', '--type', 'FSRCNN', '--arg', 'upscale=1'], ['FSRCNN cannot be built', 'found 1']),
+        (
+            ['taps', '--type', 'SwinIR', '--arg', 'depths=[1]', 'num_heads=[2]', 'embed_dim=8', '--size', '24', '24'],
+            ['SwinIR cannot process lq 1x3x24x24', '--size'],
+        ),
+        (
+            ['taps', '--type', 'SwinIR', '--arg', 'img_size=24', 'depths=[2]', 'num_heads=[2]', 'embed_dim=8'],
+            ['SwinIR cannot be built', 'multiple of window_size, 7'],
+        ),
+        (['taps', '--type', 'TOFlow'], ['TOFlow cannot process lq 1x3x24x24']),
+        (['schema', '-o', '/dev/null/x/schema.json'], ['/dev/null/x', 'cannot create']),
+    ],
+)
 def test_mistakes_are_one_message(capsys, argv, fragments):
     assert main(argv) == 2
     error = capsys.readouterr().err
@@ -96,22 +128,37 @@ def test_mistakes_are_one_message(capsys, argv, fragments):
 
 # -------------------------------------------------------------------------------------------------- taps
 
-LAST, ENTERS, SHUFFLE = 'last output at LR size', 'last at LR size, enters the upsampling', \
-    'last features before the layer for the pixel shuffle'
+LAST, ENTERS, SHUFFLE = (
+    'last output at LR size',
+    'last at LR size, enters the upsampling',
+    'last features before the layer for the pixel shuffle',
+)
 RGB = {'num_in_ch': 3, 'num_out_ch': 3}
 CASES = {  # arguments, candidates, default tap
     'EDSR': (RGB | {'num_feat': 8, 'num_block': 1}, {'conv_after_body': LAST, 'upsample@input': ENTERS}, None),
     'MSRResNet': ({'num_feat': 8, 'num_block': 1}, {'body': SHUFFLE, 'upconv1': ENTERS}, None),
-    'RCAN': (RGB | {'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2},
-             {'conv_after_body': LAST, 'upsample@input': ENTERS}, None),
+    'RCAN': (
+        RGB | {'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2},
+        {'conv_after_body': LAST, 'upsample@input': ENTERS},
+        None,
+    ),
     'RRDBNet': (RGB | {'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}, {'conv_body': LAST}, None),
-    'ECBSR': (RGB | {'num_block': 1, 'num_channel': 8, 'with_idt': False, 'act_type': 'prelu', 'scale': 2},
-              {'backbone.1': SHUFFLE, 'backbone': LAST, 'upsampler@input': ENTERS}, None),
+    'ECBSR': (
+        RGB | {'num_block': 1, 'num_channel': 8, 'with_idt': False, 'act_type': 'prelu', 'scale': 2},
+        {'backbone.1': SHUFFLE, 'backbone': LAST, 'upsampler@input': ENTERS},
+        None,
+    ),
     'SRVGGNetCompact': ({'num_feat': 8, 'num_conv': 1}, {'body.3': SHUFFLE, 'body.4': ENTERS}, None),
-    'SwinIR': ({'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'upscale': 4, 'upsampler': 'pixelshuffledirect'},
-               {'conv_after_body': LAST, 'upsample@input': ENTERS}, None),
-    'SwinIR ': ({'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'upscale': 4, 'upsampler': 'pixelshuffle',
-                 'window_size': 8}, {'conv_before_upsample': ENTERS}, None),
+    'SwinIR': (
+        {'embed_dim': 8, 'depths': [2], 'num_heads': [2], 'upscale': 4, 'upsampler': 'pixelshuffledirect'},
+        {'conv_after_body': LAST, 'upsample@input': ENTERS},
+        None,
+    ),
+    'SwinIR ': (
+        {'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'upscale': 4, 'upsampler': 'pixelshuffle', 'window_size': 8},
+        {'conv_before_upsample': ENTERS},
+        None,
+    ),
     'FSRCNN': ({'upscale': 3}, {'expanding': ENTERS}, 'expanding'),
     'HRFSRCNN': ({'upscale': 2}, {'pooled': LAST}, 'pooled'),
     'VDSR': ({'upscale': 2, 'num_block': 1}, {}, 'residual_layer'),
@@ -121,8 +168,11 @@ CASES = {  # arguments, candidates, default tap
     'IMDN': ({'upscale': 4, 'num_feat': 16}, {'LR_conv': LAST, 'upsampler@input': ENTERS}, 'upsampler@input'),
     'RFDN': ({'upscale': 4, 'num_feat': 8}, {'LR_conv': LAST, 'upsampler@input': ENTERS}, 'upsampler@input'),
     'ERFDN': ({'upscale': 4, 'num_feat': 16}, {'LR_conv': LAST, 'upsampler@input': ENTERS}, 'upsampler@input'),
-    'PITeacher': ({'upscale': 2, 'decoder': {'type': 'FSRCNN', 'upscale': 2}}, {'decoder.expanding': ENTERS},
-                  'decoder.expanding'),
+    'PITeacher': (
+        {'upscale': 2, 'decoder': {'type': 'FSRCNN', 'upscale': 2}},
+        {'decoder.expanding': ENTERS},
+        'decoder.expanding',
+    ),
     'PIEncoder': ({'upscale': 2, 'num_in_ch': 3}, {}, None),
     'Bicubic': ({'upscale': 2}, {}, None),
 }
@@ -137,11 +187,20 @@ def taps_of(lines: list[str]) -> list[tuple[str, int, str, int, str]]:
 @pytest.mark.parametrize('case', CASES)
 def test_printed_taps_can_be_read_and_the_last_before_upsampling_are_marked(capsys, case):
     arguments, candidates, default = CASES[case]
-    lines = listed(capsys, 'taps', '--type', case.strip(), '--arg',
-                   *(f'{key}={json.dumps(value)}' for key, value in arguments.items()))
+    lines = listed(
+        capsys,
+        'taps',
+        '--type',
+        case.strip(),
+        '--arg',
+        *(f'{key}={json.dumps(value)}' for key, value in arguments.items()),
+    )
     rows = taps_of(lines)
-    assert {tap: notes.removesuffix('; default tap') for tap, *_, notes in rows if 'LR size' in notes
-            or 'pixel shuffle' in notes} == candidates
+    assert {
+        tap: notes.removesuffix('; default tap')
+        for tap, *_, notes in rows
+        if 'LR size' in notes or 'pixel shuffle' in notes
+    } == candidates
     assert [tap for tap, *_, notes in rows if notes.endswith('default tap')] == [default] * (default is not None)
     assert ('No candidates' in lines[-1]) == (not candidates)
 
@@ -152,7 +211,8 @@ def test_printed_taps_can_be_read_and_the_last_before_upsampling_are_marked(caps
     with torch.no_grad():
         features = TapReader(net, [tap for tap, *_ in rows]).read(image)
     assert {tap: 'x'.join(map(str, feature.shape)) for tap, feature in features.items()} == {
-        tap: shape for tap, _, shape, _, _ in rows}
+        tap: shape for tap, _, shape, _, _ in rows
+    }
     counts = [parameters for *_, parameters, _ in rows]
     assert counts == sorted(counts)
     total = int(re.search(r'([\d,]+) parameters', lines[0])[1].replace(',', ''))
@@ -222,8 +282,15 @@ def test_a_recipe_shows_its_student_and_its_teacher(capsys):
 
 # -------------------------------------------------------------------------------------------------- schema
 
-TYPES = {'object': dict, 'array': list, 'string': str, 'boolean': bool, 'integer': int, 'number': (int, float),
-         'null': type(None)}
+TYPES = {
+    'object': dict,
+    'array': list,
+    'string': str,
+    'boolean': bool,
+    'integer': int,
+    'number': (int, float),
+    'null': type(None),
+}
 
 
 def faults(schema, value, root, place='') -> list[str]:
@@ -253,8 +320,10 @@ def faults(schema, value, root, place='') -> list[str]:
             case 'not':
                 ok = bool(faults(rule, value, root))
             case 'type':
-                ok = any(isinstance(value, TYPES[t]) and (t == 'boolean' or not isinstance(value, bool))
-                         for t in ([rule] if isinstance(rule, str) else rule))
+                ok = any(
+                    isinstance(value, TYPES[t]) and (t == 'boolean' or not isinstance(value, bool))
+                    for t in ([rule] if isinstance(rule, str) else rule)
+                )
             case 'enum' | 'const':
                 ok = value in (rule if keyword == 'enum' else [rule])
             case 'pattern':
@@ -264,8 +333,11 @@ def faults(schema, value, root, place='') -> list[str]:
             case 'required':
                 ok = not isinstance(value, dict) or set(rule) <= set(value)
             case 'items':
-                found += [f for i, x in enumerate(value if isinstance(value, list) else [])
-                          for f in faults(rule, x, root, f'{place}.{i}')]
+                found += [
+                    f
+                    for i, x in enumerate(value if isinstance(value, list) else [])
+                    for f in faults(rule, x, root, f'{place}.{i}')
+                ]
                 continue
             case 'propertyNames':
                 ok = not isinstance(value, dict) or not any(faults(rule, key, root) for key in value)
@@ -273,8 +345,11 @@ def faults(schema, value, root, place='') -> list[str]:
                 for key, item in (value if isinstance(value, dict) else {}).items():
                     named = schema.get('properties', {}).get(key)
                     matching = [s for p, s in schema.get('patternProperties', {}).items() if re.search(p, key)]
-                    rules = {'properties': [] if named is None else [named], 'patternProperties': matching,
-                             'additionalProperties': [rule] if named is None and not matching else []}[keyword]
+                    rules = {
+                        'properties': [] if named is None else [named],
+                        'patternProperties': matching,
+                        'additionalProperties': [rule] if named is None and not matching else [],
+                    }[keyword]
                     found += [f for r in rules for f in faults(r, item, root, f'{place}.{key}')]
                 continue
             case _:
@@ -291,10 +366,14 @@ def schema() -> dict:
 
 def test_schema_is_up_to_date(tmp_path):
     # In a process of its own: what other tests register must not get in.
-    subprocess.run([sys.executable, ROOT / 'tools/list.py', 'schema', '-o', tmp_path / 'schema.json'], check=True,
-                   env={'PYTHONPATH': str(ROOT), 'PATH': ''})
-    assert (tmp_path / 'schema.json').read_text() == SCHEMA.read_text(), \
+    subprocess.run(
+        [sys.executable, ROOT / 'tools/list.py', 'schema', '-o', tmp_path / 'schema.json'],
+        check=True,
+        env={'PYTHONPATH': str(ROOT), 'PATH': ''},
+    )
+    assert (tmp_path / 'schema.json').read_text() == SCHEMA.read_text(), (
         'Write it anew: python tools/list.py schema -o options/schema.json'
+    )
 
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: str(path.relative_to(ROOT / 'options')))
@@ -305,35 +384,44 @@ def test_recipes_point_to_the_schema_and_follow_it(schema, recipe):
     assert faults(schema, _numbers(yaml.safe_load(rest)), schema) == []
 
 
-@pytest.mark.parametrize('recipe, key', [
-    ({'scal': 2}, 'scal'),
-    ({'scale': 'two'}, 'scale'),
-    ({'network_g': {'type': 'FSRCN'}}, 'network_g.type'),
-    ({'network_g': {'type': 'FSRCNN', 'dd': 3}}, 'network_g.dd'),
-    ({'network_g': {'type': 'FSRCNN', 'd': 1.5}}, 'network_g.d'),
-    ({'network_t': {'type': 'PITeacher', 'decoder': {'type': 'FSRCNN', 'x': 1}}}, 'network_t.decoder.x'),
-    ({'stages': {'teacher': {'train': {'pixel_op': {}}}}}, 'stages.teacher.train.pixel_op'),
-    ({'train': {'total_iter': 0}}, 'train.total_iter'),
-    ({'train': {'distill_opt': {'body': {'loss': {'type': 'VIDLaplace'}}}}}, 'train.distill_opt.body.loss.type'),
-    ({'train': {'distill_opt': {'body': {'estimator': {'type': 'EDSR'}}}}}, 'train.distill_opt.body.estimator.type'),
-    ({'train': {'distill_opt': {'bo-dy': {}}}}, 'train.distill_opt'),
-    ({'datasets': {'train': {'type': 'PairedImageDataset', 'gtsize': 1}}}, 'datasets.train.gtsize'),
-    ({'val': {'metrics': {'psnr': {'type': 'calculate_psnr', 'better': 'more'}}}}, 'val.metrics.psnr.better'),
-])
+@pytest.mark.parametrize(
+    'recipe, key',
+    [
+        ({'scal': 2}, 'scal'),
+        ({'scale': 'two'}, 'scale'),
+        ({'network_g': {'type': 'FSRCN'}}, 'network_g.type'),
+        ({'network_g': {'type': 'FSRCNN', 'dd': 3}}, 'network_g.dd'),
+        ({'network_g': {'type': 'FSRCNN', 'd': 1.5}}, 'network_g.d'),
+        ({'network_t': {'type': 'PITeacher', 'decoder': {'type': 'FSRCNN', 'x': 1}}}, 'network_t.decoder.x'),
+        ({'stages': {'teacher': {'train': {'pixel_op': {}}}}}, 'stages.teacher.train.pixel_op'),
+        ({'train': {'total_iter': 0}}, 'train.total_iter'),
+        ({'train': {'distill_opt': {'body': {'loss': {'type': 'VIDLaplace'}}}}}, 'train.distill_opt.body.loss.type'),
+        (
+            {'train': {'distill_opt': {'body': {'estimator': {'type': 'EDSR'}}}}},
+            'train.distill_opt.body.estimator.type',
+        ),
+        ({'train': {'distill_opt': {'bo-dy': {}}}}, 'train.distill_opt'),
+        ({'datasets': {'train': {'type': 'PairedImageDataset', 'gtsize': 1}}}, 'datasets.train.gtsize'),
+        ({'val': {'metrics': {'psnr': {'type': 'calculate_psnr', 'better': 'more'}}}}, 'val.metrics.psnr.better'),
+    ],
+)
 def test_schema_refuses_mistakes_where_they_are(schema, recipe, key):
     found = faults(schema, recipe, schema)
     assert found and all(fault.startswith(f'.{key}:') for fault in found), found
 
 
-@pytest.mark.parametrize('recipe', [
-    {'_base_': ['a.yml', 'b.yml'], 'name': 'x', 'network_t': '${network_g}', 'scale': '${s}'},
-    {'network_g': {'_delete_': True, 'type': 'FSRCNN', 'd': '${a.b}', 's': None}, 'train': {'pixel_opt': None}},
-    {'stages': {'a': {'path': {'pretrain_network_t': 'stage:b'}, 'network_g': None}, 'b': {}}, 'num_gpu': 'auto'},
-    {'model_type': 'SRModel', 'train': {'other': 1}, 'stages': {'a': {'train': {'other': 1}}}},
-    {'network_g': {'type': 'EDSR', 'res_scale': 0.1}},
-    {'train': {'distill_opt': {'body': {'loss': {'type': 'L1Loss', 'to_iter': 9}}}}},
-    {'datasets': {'train': {'type': 'FFHQDataset', 'something': 1}, 'val_2': {'color': 'y'}}},
-])
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        {'_base_': ['a.yml', 'b.yml'], 'name': 'x', 'network_t': '${network_g}', 'scale': '${s}'},
+        {'network_g': {'_delete_': True, 'type': 'FSRCNN', 'd': '${a.b}', 's': None}, 'train': {'pixel_opt': None}},
+        {'stages': {'a': {'path': {'pretrain_network_t': 'stage:b'}, 'network_g': None}, 'b': {}}, 'num_gpu': 'auto'},
+        {'model_type': 'SRModel', 'train': {'other': 1}, 'stages': {'a': {'train': {'other': 1}}}},
+        {'network_g': {'type': 'EDSR', 'res_scale': 0.1}},
+        {'train': {'distill_opt': {'body': {'loss': {'type': 'L1Loss', 'to_iter': 9}}}}},
+        {'datasets': {'train': {'type': 'FFHQDataset', 'something': 1}, 'val_2': {'color': 'y'}}},
+    ],
+)
 def test_schema_allows_what_a_recipe_may_say(schema, recipe):
     assert faults(schema, recipe, schema) == []
 

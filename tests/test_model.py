@@ -16,10 +16,25 @@ BODY = {'estimator': {'type': 'LocationScale'}, 'loss': {'type': 'VIDLaplaceLoss
 
 
 def options(**changes) -> dict:
-    opt = {'num_gpu': 0, 'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'scale': 2, 'model_type': 'PISRModel',
-           'datasets': {'train': {'color': 'y', 'gt_size': 16}}, 'path': {}, 'network_g': FSRCNN, 'network_t': PITEACHER,
-           'train': {'optim_g': {'type': 'Adam', 'lr': 1e-3}, 'pixel_opt': {'type': 'L1Loss'},
-                     'scheduler': {'type': 'MultiStepLR', 'milestones': [100]}, 'distill_opt': {'body': BODY}}}
+    opt = {
+        'num_gpu': 0,
+        'is_train': True,
+        'dist': False,
+        'rank': 0,
+        'world_size': 1,
+        'scale': 2,
+        'model_type': 'PISRModel',
+        'datasets': {'train': {'color': 'y', 'gt_size': 16}},
+        'path': {},
+        'network_g': FSRCNN,
+        'network_t': PITEACHER,
+        'train': {
+            'optim_g': {'type': 'Adam', 'lr': 1e-3},
+            'pixel_opt': {'type': 'L1Loss'},
+            'scheduler': {'type': 'MultiStepLR', 'milestones': [100]},
+            'distill_opt': {'body': BODY},
+        },
+    }
     opt = {**opt, **{key: value for key, value in changes.items() if key != 'train'}}
     opt['train'].update(changes.get('train', {}))
     return opt
@@ -28,8 +43,11 @@ def options(**changes) -> dict:
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(1)
-    return {'lq': torch.rand(2, 1, 8, 8, generator=generator), 'gt': torch.rand(2, 1, 16, 16, generator=generator),
-            'lq_path': ['a', 'b']}
+    return {
+        'lq': torch.rand(2, 1, 8, 8, generator=generator),
+        'gt': torch.rand(2, 1, 16, 16, generator=generator),
+        'lq_path': ['a', 'b'],
+    }
 
 
 def step(model, batch, current_iter=1):
@@ -44,7 +62,9 @@ def test_student_stage_minimises_reconstruction_plus_distillation(batch):
     log = step(model, batch)
     feature = student.expanding(student.mapping(student.shrinking(student.feature_extraction(batch['lq']))))
     decoder = teacher.decoder
-    target = decoder.expanding(decoder.mapping(decoder.shrinking(decoder.feature_extraction(teacher.encoder(batch['gt'])))))
+    target = decoder.expanding(
+        decoder.mapping(decoder.shrinking(decoder.feature_extraction(teacher.encoder(batch['gt']))))
+    )
     assert log['l_pix'] == pytest.approx((student(batch['lq']) - batch['gt']).abs().mean().item(), rel=1e-6)
     assert log['l_distill_body'] == pytest.approx(0.5 * vid_laplace_nll(*estimator(feature), target).item(), rel=1e-6)
 
@@ -90,8 +110,11 @@ def test_student_and_estimators_train_together(batch):
 
 
 def test_several_links_are_logged_by_name_and_add_up(batch):
-    links = {'body': BODY, 'early': {'student': 'mapping', 'loss': {'type': 'FeatureMAELoss', 'loss_weight': 2.0}},
-             'late': {'student': 'expanding', 'estimator': {'type': 'Adapter'}, 'loss': {'type': 'L1Loss', 'to_iter': 1}}}
+    links = {
+        'body': BODY,
+        'early': {'student': 'mapping', 'loss': {'type': 'FeatureMAELoss', 'loss_weight': 2.0}},
+        'late': {'student': 'expanding', 'estimator': {'type': 'Adapter'}, 'loss': {'type': 'L1Loss', 'to_iter': 1}},
+    }
     model = build_model(options(train={'distill_opt': links}))
     assert set(step(model, batch)) == {'l_pix', 'l_distill_body', 'l_distill_early', 'l_distill_late'}
     assert step(model, batch, 2)['l_distill_late'] == 0
@@ -128,14 +151,17 @@ def test_building_a_model_leaves_the_random_state_to_the_networks():
     assert all(torch.equal(value, alone.state_dict()[key]) for key, value in model.net.state_dict().items())
 
 
-@pytest.mark.parametrize('changes, fragments', [
-    ({'train': {'pixel_opt': None, 'distill_opt': None}}, ['nothing to minimise']),
-    ({'network_t': None}, ['network_t', 'learn from']),
-    ({'train': {'imitation_opt': {'type': 'L1Loss'}}}, ['imitation_opt', 'compact feature', 'none']),
-    ({'network_t': {**PITEACHER, 'encoder': {'upscale': 4}}}, ['train.distill_opt.body', 'differ in size']),
-    ({'datasets': {'train': {'color': 'rgb', 'gt_size': 16}}}, ['network_g', '(1, 3, 8, 8)']),
-    ({'network_t': {'type': 'HRFSRCNN', 'upscale': 4, 'd': 8, 's': 4, 'm': 1}}, ['differ in size', 'pooled']),
-])
+@pytest.mark.parametrize(
+    'changes, fragments',
+    [
+        ({'train': {'pixel_opt': None, 'distill_opt': None}}, ['nothing to minimise']),
+        ({'network_t': None}, ['network_t', 'learn from']),
+        ({'train': {'imitation_opt': {'type': 'L1Loss'}}}, ['imitation_opt', 'compact feature', 'none']),
+        ({'network_t': {**PITEACHER, 'encoder': {'upscale': 4}}}, ['train.distill_opt.body', 'differ in size']),
+        ({'datasets': {'train': {'color': 'rgb', 'gt_size': 16}}}, ['network_g', '(1, 3, 8, 8)']),
+        ({'network_t': {'type': 'HRFSRCNN', 'upscale': 4, 'd': 8, 's': 4, 'm': 1}}, ['differ in size', 'pooled']),
+    ],
+)
 def test_what_does_not_fit_is_refused_when_built(changes, fragments):
     with pytest.raises(OptionsError if 'differ in size' not in fragments else Exception) as error:
         build_model(options(**changes))

@@ -141,7 +141,12 @@ def test_takes_photos_as_they_come(tmp_path):
     (folder / '.hidden.png').write_text('no image')
     assert build(folder, tmp_path / 'set') == 0
     assert sorted(path.stem for path in (tmp_path / 'set/HR').iterdir()) == [
-        'alpha', 'gray', 'my_photo_v2', 'palette', 'turned']
+        'alpha',
+        'gray',
+        'my_photo_v2',
+        'palette',
+        'turned',
+    ]
     assert image_size(tmp_path / 'set/HR/turned.png') == (60, 48)
     gray = read_rgb(tmp_path / 'set/HR/gray.png')
     assert gray.shape == (48, 60, 3)
@@ -185,9 +190,15 @@ def test_stock_basicsr_reads_the_same_pairs(source, tmp_path, backend):
 
     assert build(source, tmp_path / 'set') == 0
     roots = {'disk': ('HR', 'LR_bicubic/X3'), 'lmdb': ('HR.lmdb', 'LR_bicubic_X3.lmdb')}[backend]
-    dataset = PairedImageDataset({
-        'dataroot_gt': str(tmp_path / 'set' / roots[0]), 'dataroot_lq': str(tmp_path / 'set' / roots[1]),
-        'io_backend': {'type': backend}, 'scale': 3, 'phase': 'val'})
+    dataset = PairedImageDataset(
+        {
+            'dataroot_gt': str(tmp_path / 'set' / roots[0]),
+            'dataroot_lq': str(tmp_path / 'set' / roots[1]),
+            'io_backend': {'type': backend},
+            'scale': 3,
+            'phase': 'val',
+        }
+    )
     assert len(dataset) == 3
     for item in (dataset[index] for index in range(3)):
         name = Path(item['gt_path']).stem
@@ -223,8 +234,12 @@ parallel._START_SECONDS = 0  # do not wait until workers are worth it
 prepare.main(sys.argv[1:])
 """
     argv = ['build', folder, '-o', tmp_path / 'set', '--no-lmdb', '--workers', 2]
-    process = subprocess.Popen([sys.executable, '-c', code, *map(str, argv)], stderr=subprocess.DEVNULL,
-                               env={**os.environ, 'PYTHONPATH': str(ROOT)}, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, *map(str, argv)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 100
     while len(list((tmp_path / 'set').glob('HR/*.png'))) < 4:
         assert process.poll() is None and time.monotonic() < deadline
@@ -268,8 +283,9 @@ def fatal(*args):
 prepare.main(sys.argv[1:])
 """
     argv = ['build', source, '-o', tmp_path / 'set', '--workers', 1, '--scales', 2]
-    done = subprocess.run([sys.executable, '-c', code, *map(str, argv)], capture_output=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, '-c', code, *map(str, argv)], capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert all(len(records(path)) == 3 for path in (tmp_path / 'set').glob('[!.]*.lmdb'))
     assert run(*argv) == 0
@@ -323,8 +339,13 @@ def test_bad_photos_are_all_named_and_the_rest_is_kept(source, tmp_path, capsys)
     assert build(folder, tmp_path / 'set') == 2
     told = message(capsys)
     assert '5 of 8 photos' in told
-    for name, why in {'cut_photo.jpg': 'truncated', 'cut.png': 'truncated', 'text.png': 'not an image',
-                      'deep.png': '8 bits', 'small.png': '0 x 36'}.items():
+    for name, why in {
+        'cut_photo.jpg': 'truncated',
+        'cut.png': 'truncated',
+        'text.png': 'not an image',
+        'deep.png': '8 bits',
+        'small.png': '0 x 36',
+    }.items():
         assert re.search(f'{name}: .*{why}', told)
     assert len(list((tmp_path / 'set/HR').iterdir())) == 3
     assert run('verify', tmp_path / 'set') == 2
@@ -353,16 +374,19 @@ def test_photos_whose_names_fall_together(source, tmp_path, capsys):
     assert not (tmp_path / 'set').exists()
 
 
-@pytest.mark.parametrize('argv, told', [
-    (['--scales', 1, 2], 'scales: 1 2'),
-    (['--scales', 2, 2], 'scales: 2 2'),
-    (['--sub-images', 100], 'sub-images: 100 found; it must be a multiple of 12'),
-    (['--sub-images', 48, '--step', 10], 'step: 10 found'),
-    (['--sub-images', 48, '--step', 24, '--crop', 'scale'], 'crop lcm only'),
-    (['--lr-dir', 'X2'], "--lr-dir: 'X2' found"),
-    (['--lr-dir', 'X2=nowhere'], 'nowhere is not a folder'),
-    (['--lr-dir', 'X8=.'], 'lr-dir: X8 found, but the scales are 2 3 4'),
-])
+@pytest.mark.parametrize(
+    'argv, told',
+    [
+        (['--scales', 1, 2], 'scales: 1 2'),
+        (['--scales', 2, 2], 'scales: 2 2'),
+        (['--sub-images', 100], 'sub-images: 100 found; it must be a multiple of 12'),
+        (['--sub-images', 48, '--step', 10], 'step: 10 found'),
+        (['--sub-images', 48, '--step', 24, '--crop', 'scale'], 'crop lcm only'),
+        (['--lr-dir', 'X2'], "--lr-dir: 'X2' found"),
+        (['--lr-dir', 'X2=nowhere'], 'nowhere is not a folder'),
+        (['--lr-dir', 'X8=.'], 'lr-dir: X8 found, but the scales are 2 3 4'),
+    ],
+)
 def test_options_that_do_not_fit(source, tmp_path, capsys, argv, told):
     assert build(source, tmp_path / 'set', *argv) == 2
     assert told in message(capsys)
@@ -424,6 +448,7 @@ def test_full_disk(source, tmp_path, monkeypatch, capsys):
         if len(calls) == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(*args)
+
     monkeypatch.setattr(images.os, 'replace', full)
     assert build(source, tmp_path / 'set') == 2
     told = message(capsys)
@@ -437,6 +462,7 @@ def test_full_disk(source, tmp_path, monkeypatch, capsys):
 def test_full_disk_under_an_lmdb(source, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise lmdb.DiskError('No space left on device')
+
     monkeypatch.setattr(image_lmdb, '_fill', full)
     assert build(source, tmp_path / 'set') == 2
     assert 'HR.lmdb: LMDB could not be written: No space left' in message(capsys)
@@ -477,18 +503,26 @@ def _change_record(path):
         txn.delete(b'003')
 
 
-@pytest.mark.parametrize('break_it, told', [
-    (lambda root: (root / 'HR/002.png').unlink(), ['HR: 002: missing']),
-    (lambda root: _cut(root / 'LR_bicubic/X3/001.png'), ['LR_bicubic/X3: 001: ', 'truncated']),
-    (lambda root: shutil.copy(root / 'LR_bicubic/X2/001.png', root / 'LR_bicubic/X3/001.png'),
-     ['LR_bicubic/X3: 001: 24 x 30 does not fit HR of 48 x 60 at scale 3']),
-    (lambda root: shutil.copy(root / 'HR/001.png', root / 'HR/new.png'), ['HR: new: not part of this data set']),
-    (lambda root: shutil.rmtree(root / 'LR_bicubic_X2.lmdb'), ['LR_bicubic_X2.lmdb']),
-    (lambda root: _cut(root / 'HR.lmdb/data.mdb'), ['HR.lmdb', 'cut off']),
-    (lambda root: _replace_line(root / 'HR.lmdb/meta_info.txt'), ['meta_info.txt: 001: not listed', '004: not part']),
-    (lambda root: (root / 'HR.lmdb/meta_info.txt').write_text('001.png\n'), ['meta_info.txt, line 1']),
-    (lambda root: _change_record(root / 'HR.lmdb'), ['HR.lmdb: 002: ', 'HR.lmdb: 003: missing']),
-])
+@pytest.mark.parametrize(
+    'break_it, told',
+    [
+        (lambda root: (root / 'HR/002.png').unlink(), ['HR: 002: missing']),
+        (lambda root: _cut(root / 'LR_bicubic/X3/001.png'), ['LR_bicubic/X3: 001: ', 'truncated']),
+        (
+            lambda root: shutil.copy(root / 'LR_bicubic/X2/001.png', root / 'LR_bicubic/X3/001.png'),
+            ['LR_bicubic/X3: 001: 24 x 30 does not fit HR of 48 x 60 at scale 3'],
+        ),
+        (lambda root: shutil.copy(root / 'HR/001.png', root / 'HR/new.png'), ['HR: new: not part of this data set']),
+        (lambda root: shutil.rmtree(root / 'LR_bicubic_X2.lmdb'), ['LR_bicubic_X2.lmdb']),
+        (lambda root: _cut(root / 'HR.lmdb/data.mdb'), ['HR.lmdb', 'cut off']),
+        (
+            lambda root: _replace_line(root / 'HR.lmdb/meta_info.txt'),
+            ['meta_info.txt: 001: not listed', '004: not part'],
+        ),
+        (lambda root: (root / 'HR.lmdb/meta_info.txt').write_text('001.png\n'), ['meta_info.txt, line 1']),
+        (lambda root: _change_record(root / 'HR.lmdb'), ['HR.lmdb: 002: ', 'HR.lmdb: 003: missing']),
+    ],
+)
 def test_verify_finds_what_is_wrong(made, tmp_path, capsys, break_it, told):
     root = shutil.copytree(made, tmp_path / 'set')
     assert run('verify', root, '--workers', 1) == 0

@@ -14,20 +14,26 @@ def write(tmp_path):
     def write(name, text):
         (tmp_path / name).write_text(textwrap.dedent(text))
         return tmp_path / name
+
     return write
 
 
 def test_a_recipe_merges_over_its_base(write):
     write('base.yml', 'train: {lr: 1e-3, optim: {type: Adam, eps: 1e-8}, steps: !!float 2e5}')
-    path = write('child.yml', """
+    path = write(
+        'child.yml',
+        """
         _base_: base.yml
         name: child
-        train: {lr: 2.5E-4, optim: {_delete_: true, type: SGD}}""")
+        train: {lr: 2.5E-4, optim: {_delete_: true, type: SGD}}""",
+    )
     assert compose(path) == {'name': 'child', 'train': {'lr': 2.5e-4, 'optim': {'type': 'SGD'}, 'steps': 2e5}}
 
 
-@pytest.mark.parametrize('text, value', [('1e-4', 1e-4), ('!!float 1e-4', 1e-4), ('1e6', 1000000), ('-.5e2', -50),
-                                         ('e4', 'e4'), ('x1e4', 'x1e4')])
+@pytest.mark.parametrize(
+    'text, value',
+    [('1e-4', 1e-4), ('!!float 1e-4', 1e-4), ('1e6', 1000000), ('-.5e2', -50), ('e4', 'e4'), ('x1e4', 'x1e4')],
+)
 def test_numbers_with_exponents_are_numbers(write, text, value):
     assert compose(write('a.yml', f'x: {text}'))['x'] == value
     assert override({}, [f'x={text}'])['x'] == value
@@ -44,16 +50,22 @@ def test_yaml_with_python_objects_is_refused_and_not_run(write, tmp_path):
     assert not (tmp_path / 'made').exists()
 
 
-@pytest.mark.parametrize('files, fragments', [
-    ({'a.yml': '_base_: bse.yml', 'base.yml': 'x: 1'}, ['bse.yml', 'the _base_ of', "Did you mean 'base.yml'?"]),
-    ({'a.yml': '_base_: b.py', 'b.py': 'x = 1'}, ['b.py is not a YAML file']),
-    ({'a.yml': 'x: [1'}, ['a.yml is not a recipe', 'line 1']),
-    ({'a.yml': 'x: 1\nx: 2'}, ["'x' is given twice", 'line 2']),
-    ({'a.yml': '- 1'}, ['a mapping of options is needed']),
-    ({'a.yml': '_base_: a.yml'}, ['its own base']),
-    ({'a.yml': '_base_: [b.yml, c.yml]', 'b.yml': 'x: {y: 1}', 'c.yml': 'x: {z: 1}'}, ['Duplicate key', 'Chain the bases']),
-    ({'a.yml': '_base_: b.yml\nx: {y: 1}', 'b.yml': 'x: 3'}, ['x=', '_delete_']),
-])
+@pytest.mark.parametrize(
+    'files, fragments',
+    [
+        ({'a.yml': '_base_: bse.yml', 'base.yml': 'x: 1'}, ['bse.yml', 'the _base_ of', "Did you mean 'base.yml'?"]),
+        ({'a.yml': '_base_: b.py', 'b.py': 'x = 1'}, ['b.py is not a YAML file']),
+        ({'a.yml': 'x: [1'}, ['a.yml is not a recipe', 'line 1']),
+        ({'a.yml': 'x: 1\nx: 2'}, ["'x' is given twice", 'line 2']),
+        ({'a.yml': '- 1'}, ['a mapping of options is needed']),
+        ({'a.yml': '_base_: a.yml'}, ['its own base']),
+        (
+            {'a.yml': '_base_: [b.yml, c.yml]', 'b.yml': 'x: {y: 1}', 'c.yml': 'x: {z: 1}'},
+            ['Duplicate key', 'Chain the bases'],
+        ),
+        ({'a.yml': '_base_: b.yml\nx: {y: 1}', 'b.yml': 'x: 3'}, ['x=', '_delete_']),
+    ],
+)
 def test_a_broken_recipe_is_told_in_one_message(write, tmp_path, files, fragments):
     for name, text in files.items():
         write(name, text)
@@ -63,23 +75,36 @@ def test_a_broken_recipe_is_told_in_one_message(write, tmp_path, files, fragment
 
 
 def staged():
-    return {'name': 'r', 'scale': 2, 'network_g': {'type': 'N', 'upscale': '${scale}'},
-            'network_t': {'type': 'T', 'decoder': '${network_g}'},
-            'train': {'total_iter': 100, 'periods': ['${train.total_iter}'], 'links': {'a': 1}, 'ema_decay': 0.9},
-            'stages': {'teacher': {'network_g': None, 'train': {'links': None, 'total_iter': 50}},
-                       'student': {'path': {'pretrain_network_t': 'stage:teacher'}}}}
+    return {
+        'name': 'r',
+        'scale': 2,
+        'network_g': {'type': 'N', 'upscale': '${scale}'},
+        'network_t': {'type': 'T', 'decoder': '${network_g}'},
+        'train': {'total_iter': 100, 'periods': ['${train.total_iter}'], 'links': {'a': 1}, 'ema_decay': 0.9},
+        'stages': {
+            'teacher': {'network_g': None, 'train': {'links': None, 'total_iter': 50}},
+            'student': {'path': {'pretrain_network_t': 'stage:teacher'}},
+        },
+    }
 
 
 def test_stages_resolve_to_plain_options(tmp_path):
     teacher, student = unroll(staged(), tmp_path)
-    assert teacher.options == {'name': 'r_teacher', 'scale': 2, 'path': {},
-                               'network_t': {'type': 'T', 'decoder': {'type': 'N', 'upscale': 2}},
-                               'train': {'total_iter': 50, 'periods': [50], 'ema_decay': 0.9}}
+    assert teacher.options == {
+        'name': 'r_teacher',
+        'scale': 2,
+        'path': {},
+        'network_t': {'type': 'T', 'decoder': {'type': 'N', 'upscale': 2}},
+        'train': {'total_iter': 50, 'periods': [50], 'ema_decay': 0.9},
+    }
     assert teacher.checkpoint == tmp_path / 'experiments/r/teacher/models/net_t_latest.pth'
     assert student.network == 'network_g' and teacher.network == 'network_t'
     assert student.options['train']['periods'] == [100]
-    assert student.options['path'] == {'pretrain_network_t': str(teacher.checkpoint), 'param_key_t': 'params_ema',
-                                       'ignore_resume_networks': ['network_t']}
+    assert student.options['path'] == {
+        'pretrain_network_t': str(teacher.checkpoint),
+        'param_key_t': 'params_ema',
+        'ignore_resume_networks': ['network_t'],
+    }
     assert student.needs == {'path.pretrain_network_t': teacher.checkpoint}
 
 
@@ -99,20 +124,25 @@ def test_an_override_can_mean_one_stage_or_name_the_teacher():
 
 
 def test_a_recipe_without_stages_is_one_run(tmp_path):
-    stage, = unroll({'name': 'plain', 'network_g': {'type': 'N'}}, tmp_path)
+    (stage,) = unroll({'name': 'plain', 'network_g': {'type': 'N'}}, tmp_path)
     assert stage.options['name'] == 'plain' and stage.folder == tmp_path / 'experiments/plain'
 
 
-@pytest.mark.parametrize('change, fragments', [
-    ({'stages': {'student': {'path': {'pretrain_network_t': 'stage:techer'}}}}, ['stages.student.path.pretrain_network_t',
-                                                                               'names no earlier stage']),
-    ({'network_t': '${netwrk_g}'}, ['network_t', 'does not exist', "Did you mean 'network_g'?"]),
-    ({'scale': '${scale}'}, ['refers to itself']),
-    ({'name': 'a/b'}, ['name', 'without slashes']),
-    ({'stages': {}}, ['stages']),
-    ({'stages': {'student': 3}}, ['stages.student', 'mapping']),
-    ({'stages': {'student': {'train': {'total_iter': {'x': 1}}}}}, ['stages.student', 'total_iter']),
-])
+@pytest.mark.parametrize(
+    'change, fragments',
+    [
+        (
+            {'stages': {'student': {'path': {'pretrain_network_t': 'stage:techer'}}}},
+            ['stages.student.path.pretrain_network_t', 'names no earlier stage'],
+        ),
+        ({'network_t': '${netwrk_g}'}, ['network_t', 'does not exist', "Did you mean 'network_g'?"]),
+        ({'scale': '${scale}'}, ['refers to itself']),
+        ({'name': 'a/b'}, ['name', 'without slashes']),
+        ({'stages': {}}, ['stages']),
+        ({'stages': {'student': 3}}, ['stages.student', 'mapping']),
+        ({'stages': {'student': {'train': {'total_iter': {'x': 1}}}}}, ['stages.student', 'total_iter']),
+    ],
+)
 def test_stages_that_do_not_hold_together(change, fragments):
     with pytest.raises(OptionsError) as error:
         unroll({**staged(), **change})
@@ -132,4 +162,8 @@ def test_select_names_the_choice():
 
 
 def test_references_inside_text_and_lists():
-    assert resolve({'s': 3, 'x': 'X${s}.lmdb', 'l': ['${s}', {'y': '${x}'}]}) == {'s': 3, 'x': 'X3.lmdb', 'l': [3, {'y': 'X3.lmdb'}]}
+    assert resolve({'s': 3, 'x': 'X${s}.lmdb', 'l': ['${s}', {'y': '${x}'}]}) == {
+        's': 3,
+        'x': 'X3.lmdb',
+        'l': [3, {'y': 'X3.lmdb'}],
+    }

@@ -14,8 +14,11 @@ from pisr_plugin.engine.stages import unroll
 from pisr_plugin.engine.train import main as train
 from tests.conftest import ROOT
 
-RECIPES = sorted(path.relative_to(ROOT / 'options') for path in ROOT.glob('options/**/*.yml')
-                 if not any(part.startswith('_') for part in path.relative_to(ROOT / 'options').parts))
+RECIPES = sorted(
+    path.relative_to(ROOT / 'options')
+    for path in ROOT.glob('options/**/*.yml')
+    if not any(part.startswith('_') for part in path.relative_to(ROOT / 'options').parts)
+)
 TEACHER, STUDENT = Path('experiments/run/teacher'), Path('experiments/run/student')
 
 
@@ -62,13 +65,40 @@ NETWORKS = {  # network, tap of the link `body` (None: declared), tap of the lin
     'EDSR': ({**RGB, 'num_feat': 8, 'num_block': 2}, 'conv_after_body', 'body.0'),
     'MSRResNet': ({**RGB, 'num_feat': 8, 'num_block': 2}, 'body.1', 'upconv1@input'),
     'RCAN': ({**RGB, 'num_feat': 8, 'num_group': 1, 'num_block': 2, 'squeeze_factor': 2}, 'conv_after_body', 'body.0'),
-    'RRDBNet': ({'num_in_ch': 3, 'num_out_ch': 3, 'scale': 2, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4},
-                'conv_up1@input', 'conv_body'),
-    'ECBSR': ({'num_in_ch': 3, 'num_out_ch': 3, 'scale': 2, 'num_block': 2, 'num_channel': 8, 'with_idt': True,
-               'act_type': 'prelu'}, 'backbone.2', 'backbone.0'),
+    'RRDBNet': (
+        {'num_in_ch': 3, 'num_out_ch': 3, 'scale': 2, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4},
+        'conv_up1@input',
+        'conv_body',
+    ),
+    'ECBSR': (
+        {
+            'num_in_ch': 3,
+            'num_out_ch': 3,
+            'scale': 2,
+            'num_block': 2,
+            'num_channel': 8,
+            'with_idt': True,
+            'act_type': 'prelu',
+        },
+        'backbone.2',
+        'backbone.0',
+    ),
     'SRVGGNetCompact': ({**RGB, 'num_feat': 8, 'num_conv': 2}, 'body.4', 'body.1'),
-    'SwinIR': ({'in_chans': 3, 'upscale': 2, 'img_size': 16, 'window_size': 8, 'embed_dim': 8, 'depths': [2],
-                'num_heads': [2], 'mlp_ratio': 2, 'upsampler': 'pixelshuffledirect'}, 'conv_after_body', 'conv_first'),
+    'SwinIR': (
+        {
+            'in_chans': 3,
+            'upscale': 2,
+            'img_size': 16,
+            'window_size': 8,
+            'embed_dim': 8,
+            'depths': [2],
+            'num_heads': [2],
+            'mlp_ratio': 2,
+            'upsampler': 'pixelshuffledirect',
+        },
+        'conv_after_body',
+        'conv_first',
+    ),
 }
 
 
@@ -76,25 +106,51 @@ NETWORKS = {  # network, tap of the link `body` (None: declared), tap of the lin
 def test_pisr_distils_any_network_by_yaml_alone(workspace, network):
     arguments, body, early = NETWORKS[network]
     color = 'y' if arguments.get('num_in_ch') == 1 else 'rgb'
-    links = {'body': {'student': body} if body else {},
-             'early': {'student': early, 'estimator': {'type': 'Adapter'},
-                       'loss': {'type': 'FeatureMAELoss', 'loss_weight': 0.1}}}
-    recipe = workspace.recipe(network_g={'type': network, **arguments}, train={'total_iter': 2, 'distill_opt': links},
-                              val={'val_freq': 2})
+    links = {
+        'body': {'student': body} if body else {},
+        'early': {
+            'student': early,
+            'estimator': {'type': 'Adapter'},
+            'loss': {'type': 'FeatureMAELoss', 'loss_weight': 0.1},
+        },
+    }
+    recipe = workspace.recipe(
+        network_g={'type': network, **arguments}, train={'total_iter': 2, 'distill_opt': links}, val={'val_freq': 2}
+    )
     still = ['stages:student:train:optim_g:lr=0', 'train:scheduler:eta_min=0']
     data = [f'datasets:{phase}:color={color}' for phase in ('train', 'val')]
     assert train(['-opt', str(recipe), '--force_yml', *data]) == 0
 
     first = json.loads((STUDENT / 'metrics.jsonl').read_text().splitlines()[0])
     assert {'l_pix', 'l_distill_body', 'l_distill_early'} <= set(first)
-    teacher, student, estimators = (torch.load(path, weights_only=True)['params'] for path in (
-        TEACHER / 'models/net_t_latest.pth', STUDENT / 'models/net_g_latest.pth', STUDENT / 'models/net_e_latest.pth'))
+    teacher, student, estimators = (
+        torch.load(path, weights_only=True)['params']
+        for path in (
+            TEACHER / 'models/net_t_latest.pth',
+            STUDENT / 'models/net_g_latest.pth',
+            STUDENT / 'models/net_e_latest.pth',
+        )
+    )
     assert {key.split('.')[0] for key in estimators} == {'body', 'early'}
     assert {f'decoder.{key}' for key in student} == {key for key in teacher if key.startswith('decoder.')}
     moved = [key for key in student if not torch.equal(student[key], teacher[f'decoder.{key}'])]
     assert moved  # the student has learned ...
-    assert train(['-opt', str(recipe), '--stage', 'student', '--force_yml', 'name=still', *data, *still,
-                  f'path:pretrain_network_t={TEACHER}/models/net_t_latest.pth']) == 0
+    assert (
+        train(
+            [
+                '-opt',
+                str(recipe),
+                '--stage',
+                'student',
+                '--force_yml',
+                'name=still',
+                *data,
+                *still,
+                f'path:pretrain_network_t={TEACHER}/models/net_t_latest.pth',
+            ]
+        )
+        == 0
+    )
     still_student = torch.load('experiments/still/student/models/net_g_latest.pth', weights_only=True)['params']
     assert all(torch.equal(value, teacher[f'decoder.{key}']) for key, value in still_student.items())  # ... from there
 
@@ -102,10 +158,16 @@ def test_pisr_distils_any_network_by_yaml_alone(workspace, network):
 KD = {
     'network_g': {'type': 'RFDN', **RGB, 'num_feat': 8, 'num_block': 2},
     'network_t': {'type': 'EDSR', **RGB, 'num_feat': 12, 'num_block': 2, 'img_range': 1.0},
-    'train': {'total_iter': 2, 'distill_opt': {'body': {
-        'teacher': 'upsample@input', 'estimator': {'type': 'Adapter'}, 'loss': {'type': 'FeatureMAELoss'}}}},
-    'stages': {'teacher': {'network_g': None, 'train': {'distill_opt': None}},
-               'student': {'path': {'pretrain_network_t': 'stage:teacher'}}},
+    'train': {
+        'total_iter': 2,
+        'distill_opt': {
+            'body': {'teacher': 'upsample@input', 'estimator': {'type': 'Adapter'}, 'loss': {'type': 'FeatureMAELoss'}}
+        },
+    },
+    'stages': {
+        'teacher': {'network_g': None, 'train': {'distill_opt': None}},
+        'student': {'path': {'pretrain_network_t': 'stage:teacher'}},
+    },
 }
 
 
@@ -113,14 +175,31 @@ def test_a_conventional_teacher_sees_lr_and_may_come_from_elsewhere(workspace):
     recipe = str(workspace.recipe('schedule', **KD))
     data = [f'datasets:{phase}:color=rgb' for phase in ('train', 'val')]
     assert train(['-opt', recipe, '--force_yml', *data]) == 0
-    losses = [{key for key in json.loads((folder / 'metrics.jsonl').read_text().splitlines()[0]) if key[:2] == 'l_'}
-              for folder in (TEACHER, STUDENT)]
+    losses = [
+        {key for key in json.loads((folder / 'metrics.jsonl').read_text().splitlines()[0]) if key[:2] == 'l_'}
+        for folder in (TEACHER, STUDENT)
+    ]
     assert losses == [{'l_pix'}, {'l_pix', 'l_distill_body'}]
     elsewhere = (TEACHER / 'models/net_t_latest.pth').rename('edsr.pth')
-    assert train(['-opt', recipe, '--stage', 'student', '--force_yml', *data, 'name=other',
-                  f'path:pretrain_network_t={elsewhere}']) == 0
-    assert (torch.load('experiments/other/student/models/net_g_latest.pth', weights_only=True)['params'].keys()
-            == torch.load(STUDENT / 'models/net_g_latest.pth', weights_only=True)['params'].keys())
+    assert (
+        train(
+            [
+                '-opt',
+                recipe,
+                '--stage',
+                'student',
+                '--force_yml',
+                *data,
+                'name=other',
+                f'path:pretrain_network_t={elsewhere}',
+            ]
+        )
+        == 0
+    )
+    assert (
+        torch.load('experiments/other/student/models/net_g_latest.pth', weights_only=True)['params'].keys()
+        == torch.load(STUDENT / 'models/net_g_latest.pth', weights_only=True)['params'].keys()
+    )
 
 
 @pytest.mark.parametrize('teacher', [False, True])
@@ -129,11 +208,20 @@ def test_window_attention_is_tested_on_images_of_any_size(teacher):
     if teacher:
         network = {'network_t': {'type': 'PITeacher', 'upscale': 2, 'decoder': network['network_g']}}
     with quiet():
-        model = build_model({'model_type': 'PISRModel', 'num_gpu': 0, 'is_train': False, 'dist': False, 'scale': 2,
-                             'path': {}, **network})
+        model = build_model(
+            {
+                'model_type': 'PISRModel',
+                'num_gpu': 0,
+                'is_train': False,
+                'dist': False,
+                'scale': 2,
+                'path': {},
+                **network,
+            }
+        )
     image = torch.rand(1, 3, 32, 32)
     for height, width in ((16, 16), (13, 15)):
-        model.feed_data({'lq': image[..., :height, :width], 'gt': image[..., :2 * height, :2 * width]})
+        model.feed_data({'lq': image[..., :height, :width], 'gt': image[..., : 2 * height, : 2 * width]})
         model.test()
         assert model.output.shape == (1, 3, 2 * height, 2 * width)
     model.feed_data({'lq': image[..., :16, :16], 'gt': image})

@@ -23,8 +23,11 @@ def prefixed(prefix, weights):
 
 def multi_scale_carn(network='CARN'):
     """A file with one body and the upsamplers of three scales, as the authors release it."""
-    return {key.replace('.up.', f'.up{scale}.'): value for scale in (2, 3, 4)
-            for key, value in net(network, upscale=scale).state_dict().items()}
+    return {
+        key.replace('.up.', f'.up{scale}.'): value
+        for scale in (2, 3, 4)
+        for key, value in net(network, upscale=scale).state_dict().items()
+    }
 
 
 @pytest.fixture
@@ -74,19 +77,29 @@ def test_own_files_need_no_words(tmp_path, log):
 
 RGB = 'num_in_ch: 3, num_out_ch: 3'
 MISTAKEN = {
-    'another network': (prefixed('module.', net('IMDN', upscale=3).state_dict()),
-                        f'looks like {{type: IMDN, {RGB}, upscale: 3}}.'),
-    'any scale': (net('FSRCNN', 1, d=56, s=56).state_dict(),
-                  'looks like {type: FSRCNN, d: 56, s: 56, m: 4, num_in_ch: 1, num_out_ch: 1, upscale: 2 or 3 or 4}.'),
+    'another network': (
+        prefixed('module.', net('IMDN', upscale=3).state_dict()),
+        f'looks like {{type: IMDN, {RGB}, upscale: 3}}.',
+    ),
+    'any scale': (
+        net('FSRCNN', 1, d=56, s=56).state_dict(),
+        'looks like {type: FSRCNN, d: 56, s: 56, m: 4, num_in_ch: 1, num_out_ch: 1, upscale: 2 or 3 or 4}.',
+    ),
     'multi-scale': (multi_scale_carn('CARNM'), f'looks like {{type: CARNM, {RGB}, upscale: 2 or 3 or 4}}.'),
     'challenge form': (net('ERFDN', upscale=4).state_dict(), f'looks like {{type: ERFDN, {RGB}, upscale: 4}}.'),
     'another scale': (net('RFDN', upscale=2).state_dict(), f'looks like {{type: RFDN, {RGB}, upscale: 2}}.'),
-    'pisr student': (prefixed('backbone.network.', net('FSRCNN', 1).state_dict()),
-                     'looks like {type: FSRCNN, num_in_ch: 1'),
-    'pisr teacher': (prefixed('backbone.network.', net('FSRCNN', 1).state_dict() | {'encoder.0.0.bias': torch.ones(9)}),
-                     'holds an encoder too, as a PITeacher; its decoder looks like {type: FSRCNN, num_in_ch: 1'),
-    'our teacher': (prefixed('decoder.', net('IDN').state_dict()) | {'encoder.0.0.bias': torch.ones(56)},
-                    'as a PITeacher; its decoder looks like {type: IDN, num_in_ch: 3'),
+    'pisr student': (
+        prefixed('backbone.network.', net('FSRCNN', 1).state_dict()),
+        'looks like {type: FSRCNN, num_in_ch: 1',
+    ),
+    'pisr teacher': (
+        prefixed('backbone.network.', net('FSRCNN', 1).state_dict() | {'encoder.0.0.bias': torch.ones(9)}),
+        'holds an encoder too, as a PITeacher; its decoder looks like {type: FSRCNN, num_in_ch: 1',
+    ),
+    'our teacher': (
+        prefixed('decoder.', net('IDN').state_dict()) | {'encoder.0.0.bias': torch.ones(56)},
+        'as a PITeacher; its decoder looks like {type: IDN, num_in_ch: 3',
+    ),
     'nearly': (net('IMDN', upscale=3, num_block=5).state_dict(), f'is most like {{type: IMDN, {RGB}'),
 }
 

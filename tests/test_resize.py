@@ -116,15 +116,18 @@ def test_uint8_rounds_half_away_from_zero():
     assert (imresize_uint8(stripes, 1 / 2)[2:-2] == 1).all()
 
 
-@pytest.mark.parametrize('call, error, told', [
-    (lambda: imresize(torch.zeros(1, 4, 4, dtype=torch.uint8), 2), TypeError, 'torch.uint8'),
-    (lambda: imresize(torch.zeros(4, 4), 2), ValueError, r'\(4, 4\)'),
-    (lambda: imresize(torch.zeros(1, 4, 4), 0), ValueError, 'got 0'),
-    (lambda: imresize(torch.zeros(1, 4, 4), -2), ValueError, 'got -2'),
-    (lambda: imresize(torch.zeros(1, 4, 4), math.pi), ValueError, 'ratio'),
-    (lambda: imresize_uint8(np.zeros((4, 4)), 2), TypeError, 'float64'),
-    (lambda: imresize_uint8(np.zeros(4, np.uint8), 2), ValueError, r'\(4,\)'),
-])
+@pytest.mark.parametrize(
+    'call, error, told',
+    [
+        (lambda: imresize(torch.zeros(1, 4, 4, dtype=torch.uint8), 2), TypeError, 'torch.uint8'),
+        (lambda: imresize(torch.zeros(4, 4), 2), ValueError, r'\(4, 4\)'),
+        (lambda: imresize(torch.zeros(1, 4, 4), 0), ValueError, 'got 0'),
+        (lambda: imresize(torch.zeros(1, 4, 4), -2), ValueError, 'got -2'),
+        (lambda: imresize(torch.zeros(1, 4, 4), math.pi), ValueError, 'ratio'),
+        (lambda: imresize_uint8(np.zeros((4, 4)), 2), TypeError, 'float64'),
+        (lambda: imresize_uint8(np.zeros(4, np.uint8), 2), ValueError, r'\(4,\)'),
+    ],
+)
 def test_mistakes_are_named(call, error, told):
     with pytest.raises(error, match=told):
         call()

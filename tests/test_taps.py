@@ -98,12 +98,15 @@ def test_no_hook_is_left_behind(image, fails):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
-@pytest.mark.parametrize('tap, fragments', [
-    ('blok', ["no tap 'blok'", "Did you mean 'block'?", 'tail']),
-    ('block.weight', ['no tap', 'Possible']),
-    ('@input', ['is not a tap', 'body.3@input']),
-    ('block@imput', ['is not a tap']),
-])
+@pytest.mark.parametrize(
+    'tap, fragments',
+    [
+        ('blok', ["no tap 'blok'", "Did you mean 'block'?", 'tail']),
+        ('block.weight', ['no tap', 'Possible']),
+        ('@input', ['is not a tap', 'body.3@input']),
+        ('block@imput', ['is not a tap']),
+    ],
+)
 def test_a_wrong_tap_names_near_match_and_choice(tap, fragments):
     with pytest.raises(TapError) as error:
         TapReader(Twice(), [tap])

@@ -27,14 +27,17 @@ def records(folder):
 
 def test_one_recipe_trains_teacher_then_student(workspace):
     assert train(['-opt', str(workspace.recipe())]) == 0
-    losses = {stage: {key for record in records(folder) for key in record if key.startswith('l_')}
-              for stage, folder in (('teacher', TEACHER), ('student', STUDENT))}
+    losses = {
+        stage: {key for record in records(folder) for key in record if key.startswith('l_')}
+        for stage, folder in (('teacher', TEACHER), ('student', STUDENT))
+    }
     assert losses == {'teacher': {'l_pix', 'l_imitation'}, 'student': {'l_pix', 'l_distill_body'}}
     for folder in (TEACHER, STUDENT):
         assert [r['iter'] for r in records(folder) if r.get('dataset') == 'test'] == [2, 4]
         assert set(json.loads((folder / 'result.json').read_text())['metrics']['test']) == {'psnr', 'ssim'}
     assert sorted(p.name for p in (STUDENT / 'models').iterdir()) == [
-        f'net_{label}_{when}.pth' for label in 'eg' for when in (2, 4, 'latest')]
+        f'net_{label}_{when}.pth' for label in 'eg' for when in (2, 4, 'latest')
+    ]
     assert {p.name for p in (TEACHER / 'models').iterdir()} == {'net_t_2.pth', 'net_t_4.pth', 'net_t_latest.pth'}
 
 
@@ -79,9 +82,14 @@ def test_student_alone_uses_the_teacher_found_or_named(workspace, capsys):
     assert train(['-opt', recipe, '--stage', 'teacher']) == 0
     assert not STUDENT.exists()
     teacher = TEACHER / 'models/net_t_2.pth'
-    assert train(['-opt', recipe, '--stage', 'student', '--force_yml', 'name=named', f'path:pretrain_network_t={teacher}']) == 0
+    assert (
+        train(['-opt', recipe, '--stage', 'student', '--force_yml', 'name=named', f'path:pretrain_network_t={teacher}'])
+        == 0
+    )
     assert train(['-opt', recipe, '--stage', 'student']) == 0
-    assert yaml.safe_load(Path('experiments/named/student/options.yml').read_text())['path']['pretrain_network_t'] == str(teacher)
+    assert yaml.safe_load(Path('experiments/named/student/options.yml').read_text())['path'][
+        'pretrain_network_t'
+    ] == str(teacher)
 
 
 def test_an_unfinished_run_resumes_or_is_moved_away(workspace, capsys):
@@ -93,7 +101,7 @@ def test_an_unfinished_run_resumes_or_is_moved_away(workspace, capsys):
     assert [r['iter'] for r in records(STUDENT) if 'l_pix' in r] == [1, 2, 3, 4, 3, 4]
     (STUDENT / 'result.json').unlink()
     assert train(['-opt', recipe]) == 0
-    archived, = Path('experiments/run').glob('student_archived_*')
+    (archived,) = Path('experiments/run').glob('student_archived_*')
     assert (archived / 'models/net_g_4.pth').exists() and 'was moved to' in capsys.readouterr().out
 
 
@@ -105,8 +113,10 @@ def test_resuming_skips_a_damaged_state_and_restores_optimiser_ema_and_estimator
     estimators = checkpoint.load_weights(STUDENT / 'models/net_e_2.pth')
     assert train(['-opt', recipe, '--auto_resume', '--force_yml', 'stages:student:train:total_iter=2']) == 0
     assert 'Skipped' in capsys.readouterr().err
-    assert all(torch.equal(value, estimators[key]) for key, value in
-               checkpoint.load_weights(STUDENT / 'models/net_e_latest.pth').items())
+    assert all(
+        torch.equal(value, estimators[key])
+        for key, value in checkpoint.load_weights(STUDENT / 'models/net_e_latest.pth').items()
+    )
     for key in ('params', 'params_ema'):
         expected = torch.load(STUDENT / 'models/net_g_2.pth', weights_only=True)[key]
         found = torch.load(STUDENT / 'models/net_g_latest.pth', weights_only=True)[key]
@@ -123,15 +133,25 @@ def test_a_teacher_with_ema_hands_over_its_average(workspace):
     assert not torch.equal(student[key], teacher['params'][f'decoder.{key}'])
 
 
-@pytest.mark.parametrize('network, tap', [
-    ({'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': '${scale}'}, 'conv_after_body'),
-    ({'type': 'MSRResNet', 'num_feat': 8, 'num_block': 2, 'upscale': '${scale}'}, 'body.1'),
-])
+@pytest.mark.parametrize(
+    'network, tap',
+    [
+        (
+            {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': '${scale}'},
+            'conv_after_body',
+        ),
+        ({'type': 'MSRResNet', 'num_feat': 8, 'num_block': 2, 'upscale': '${scale}'}, 'body.1'),
+    ],
+)
 def test_any_network_of_basicsr_is_a_student(workspace, network, tap):
     recipe = workspace.recipe(network_g=network)
-    links = [f'train:distill_opt:body:student={tap}', 'datasets:train:color=rgb', 'datasets:val:color=rgb',
-             'train:distill_opt:first={student: conv_first, estimator: {type: Adapter}, '
-             'loss: {type: FeatureMAELoss, loss_weight: 0.1}}']
+    links = [
+        f'train:distill_opt:body:student={tap}',
+        'datasets:train:color=rgb',
+        'datasets:val:color=rgb',
+        'train:distill_opt:first={student: conv_first, estimator: {type: Adapter}, '
+        'loss: {type: FeatureMAELoss, loss_weight: 0.1}}',
+    ]
     assert train(['-opt', str(recipe), '--force_yml', *links]) == 0
     assert {'l_distill_body', 'l_distill_first'} <= set(records(STUDENT)[0])
 
@@ -140,21 +160,46 @@ MISTAKES = {
     'unknown key': (['train:totl_iter=3'], ['train.totl_iter: unknown key', "'total_iter'"]),
     'unknown dataset key': (['datasets:train:gtsize=3'], ['datasets.train.gtsize: unknown key', "'gt_size'"]),
     'wrong network': (['network_g:type=FSRCN'], ['type', "'FSRCN' is not registered", "'FSRCNN'"]),
-    'wrong loss': (['train:distill_opt:body:loss:type=VIDLaplas'], ['train.distill_opt.body.loss.type', "'VIDLaplaceLoss'"]),
+    'wrong loss': (
+        ['train:distill_opt:body:loss:type=VIDLaplas'],
+        ['train.distill_opt.body.loss.type', "'VIDLaplaceLoss'"],
+    ),
     'wrong argument': (['network_g:num_feet=3'], ['num_feet', 'FSRCNN has no such argument', 'upscale']),
     'refused argument': (['network_g:upscale=1'], ['network_t', 'upscale', 'found 1']),
-    'wrong tap': (['train:distill_opt:body:student=expandng'], ['train.distill_opt.body.student', "'expanding'", 'last_layer']),
-    'taps that do not fit': (['train:distill_opt:body:student=last_layer', 'train:distill_opt:body:teacher=decoder.expanding'],
-                             ['train.distill_opt.body', 'differ in size', '(1, 1, 32, 32)', '(1, 8, 16, 16)']),
-    'widths that do not fit': (['train:distill_opt:body={student: expanding, teacher: decoder.mapping, '
-                                'loss: {type: FeatureMAELoss}}'], ['FeatureMAELoss', '(1, 8, 16, 16)', '(1, 4, 16, 16)']),
+    'wrong tap': (
+        ['train:distill_opt:body:student=expandng'],
+        ['train.distill_opt.body.student', "'expanding'", 'last_layer'],
+    ),
+    'taps that do not fit': (
+        ['train:distill_opt:body:student=last_layer', 'train:distill_opt:body:teacher=decoder.expanding'],
+        ['train.distill_opt.body', 'differ in size', '(1, 1, 32, 32)', '(1, 8, 16, 16)'],
+    ),
+    'widths that do not fit': (
+        ['train:distill_opt:body={student: expanding, teacher: decoder.mapping, loss: {type: FeatureMAELoss}}'],
+        ['FeatureMAELoss', '(1, 8, 16, 16)', '(1, 4, 16, 16)'],
+    ),
     'loss without its estimator': (['train:distill_opt:body:estimator=~'], ['VIDLaplaceLoss', 'LocationScale']),
     'text for number': (['train:optim_g:lr=fast'], ['train.optim_g.lr', "'fast' where a number belongs"]),
     'text for whole number': (['train:total_iter=1.5'], ['train.total_iter', '1.5 where a whole number']),
-    'missing data': (['datasets:train:dataroot_gt=datasets/nowhere'], ['datasets.train', 'datasets/nowhere', 'prepare_data']),
-    'wrong scale': (['scale=3', 'datasets:train:dataroot_lq=datasets/train/LR_bicubic/X2'], ['datasets.train', 'scale']),
-    'network of another scale': (['network_g:upscale=4', 'stages={student: {}}', 'network_t=~', 'train:imitation_opt=~', 'train:weight_transfer=~', 'train:distill_opt=~'],
-                                 ['network_g', '(1, 1, 64, 64)', 'scale 2', '(1, 1, 32, 32)']),
+    'missing data': (
+        ['datasets:train:dataroot_gt=datasets/nowhere'],
+        ['datasets.train', 'datasets/nowhere', 'prepare_data'],
+    ),
+    'wrong scale': (
+        ['scale=3', 'datasets:train:dataroot_lq=datasets/train/LR_bicubic/X2'],
+        ['datasets.train', 'scale'],
+    ),
+    'network of another scale': (
+        [
+            'network_g:upscale=4',
+            'stages={student: {}}',
+            'network_t=~',
+            'train:imitation_opt=~',
+            'train:weight_transfer=~',
+            'train:distill_opt=~',
+        ],
+        ['network_g', '(1, 1, 64, 64)', 'scale 2', '(1, 1, 32, 32)'],
+    ),
     'wrong colour': (['datasets:train:color=rgb'], ['network_t', '(1, 3, 32, 32)', 'color']),
     'missing checkpoint': (['path:pretrain_network_t=nowhere.pth'], ['nowhere.pth', 'does not exist']),
     'unknown optimiser': (['train:optim_g:type=Adm'], ["unknown 'Adm'", "'Adam'"]),
@@ -182,8 +227,11 @@ def test_checkpoints_that_are_not_this_teachers(workspace, capsys, tmp_path):
     torch.save({'params': {'body.weight': torch.zeros(2)}}, 'other.pth')
     Path('cut.pth').write_bytes(Path('other.pth').read_bytes()[:200])
     recipe = str(workspace.recipe())
-    for file, fragments in (('evil.pth', ['evil.pth is refused']), ('cut.pth', ['cut.pth', 'damaged']),
-                            ('other.pth', ['belongs to another network than PITeacher', 'body.weight'])):
+    for file, fragments in (
+        ('evil.pth', ['evil.pth is refused']),
+        ('cut.pth', ['cut.pth', 'damaged']),
+        ('other.pth', ['belongs to another network than PITeacher', 'body.weight']),
+    ):
         assert train(['-opt', recipe, '--stage', 'student', '--force_yml', f'path:pretrain_network_t={file}']) == 2
         error = capsys.readouterr().err
         assert all(fragment in error for fragment in fragments), error
@@ -197,15 +245,27 @@ def test_a_run_folder_that_cannot_be_written(workspace, capsys):
 
 
 def start(*arguments, cwd):
-    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
 
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_ctrl_c_leaves_a_checkpoint_that_resumes(workspace, workers):
     recipe = workspace.recipe('baseline', train={'total_iter': 100000})
-    command = [ROOT / 'tools/train.py', '-opt', recipe, '--force_yml', 'logger:save_checkpoint_freq=100000',
-               f'datasets:train:num_worker_per_gpu={workers}']
+    command = [
+        ROOT / 'tools/train.py',
+        '-opt',
+        recipe,
+        '--force_yml',
+        'logger:save_checkpoint_freq=100000',
+        f'datasets:train:num_worker_per_gpu={workers}',
+    ]
     process = start(*command, cwd=workspace.path)
     deadline = time.monotonic() + 60
     while not (STUDENT / 'metrics.jsonl').exists() and time.monotonic() < deadline:
@@ -214,7 +274,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(workspace, workers):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert 'Traceback' not in output and '--auto_resume' in output
-    state, = (STUDENT / 'training_states').glob('*.state')
+    (state,) = (STUDENT / 'training_states').glob('*.state')
     reached = int(state.stem)
     assert train(['-opt', str(recipe), '--auto_resume', '--force_yml', f'train:total_iter={reached + 2}']) == 0
     assert records(STUDENT)[-2]['iter'] == reached + 2
@@ -224,12 +284,17 @@ def test_the_resolved_options_run_under_stock_basicsr(workspace):
     """A BasicSR user's own script trains the student stage and tests its checkpoint to the same figure."""
     assert train(['-opt', str(workspace.recipe())]) == 0
     from pisr_plugin.engine.test import main as test
+
     assert test(['-opt', str(workspace.recipe())]) == 0
-    ours = {row['name']: row['results']['test']['psnr'] for row in json.loads(Path('results/run/metrics.json').read_text())}
+    ours = {
+        row['name']: row['results']['test']['psnr'] for row in json.loads(Path('results/run/metrics.json').read_text())
+    }
 
     script = workspace.path / 'stock.py'
-    script.write_text('import sys, pisr_plugin\nfrom basicsr.train import train_pipeline\nfrom basicsr.test import test_pipeline\n'
-                      'pipeline = {"train": train_pipeline, "test": test_pipeline}[sys.argv.pop(1)]\npipeline(".")\n')
+    script.write_text(
+        'import sys, pisr_plugin\nfrom basicsr.train import train_pipeline\nfrom basicsr.test import test_pipeline\n'
+        'pipeline = {"train": train_pipeline, "test": test_pipeline}[sys.argv.pop(1)]\npipeline(".")\n'
+    )
     training = start(script, 'train', '-opt', STUDENT / 'options.yml', cwd=workspace.path)
     output, _ = training.communicate(timeout=120)
     assert training.returncode == 0, output
@@ -250,6 +315,8 @@ def test_stock_basicsr_resumes_a_stage_on_a_cpu(workspace):
     script.write_text('import pisr_plugin\nfrom basicsr.train import train_pipeline\ntrain_pipeline(".")\n')
     command = [script, '-opt', STUDENT / 'options.yml', '--auto_resume']
     for total, started in ((4, 'Start training from epoch: 0, iter: 0'), (6, 'Start training from epoch: 0, iter: 4')):
-        process = start(*command, '--force_yml', f'train:total_iter={total}', 'train:scheduler:periods=[6]', cwd=workspace.path)
+        process = start(
+            *command, '--force_yml', f'train:total_iter={total}', 'train:scheduler:periods=[6]', cwd=workspace.path
+        )
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and started in output, output

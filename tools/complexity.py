@@ -1,4 +1,5 @@
 """Count parameters and Multi-Adds:  python tools/complexity.py -opt options/pisr_rfdn_x*.yml"""
+
 import sys
 
 from pisr_plugin.analysis.complexity import main

@@ -1,4 +1,5 @@
 """List networks, losses, ..., taps:  python tools/list.py networks [NAME] | taps --type EDSR | schema -o FILE"""
+
 import sys
 
 from pisr_plugin.analysis.listing import main

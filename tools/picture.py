@@ -1,4 +1,5 @@
 """Draw what a recipe's student does:  python tools/picture.py -opt options/demo/pisr_fsrcnn_x2.yml"""
+
 import sys
 
 from pisr_plugin.analysis.picture import main

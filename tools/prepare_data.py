@@ -1,4 +1,5 @@
 """Prepare HR/LR image pairs:  python tools/prepare_data.py build PHOTOS -o datasets/NAME | verify | demo"""
+
 import sys
 
 from pisr_plugin.data.prepare import main

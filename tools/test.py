@@ -1,4 +1,5 @@
 """Test a recipe:  python tools/test.py -opt options/pisr_rfdn_x4.yml"""
+
 import sys
 
 from pisr_plugin.engine.test import main

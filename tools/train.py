@@ -1,4 +1,5 @@
 """Train a recipe:  python tools/train.py -opt options/pisr_rfdn_x4.yml"""
+
 import sys
 
 from pisr_plugin.engine.train import main

@@ -42,11 +42,11 @@ from pisr_plugin.errors import OptionsError
 
 CONVENTIONS = {
     'A': 'multiplications of convolutions, linear layers and matrix products; a transposed convolution once per input '
-         'position; no biases, activations, norms, pooling or resizing',
+    'position; no biases, activations, norms, pooling or resizing',
     'B': 'as A, but a transposed convolution is charged its whole kernel at every output position (CARN; FSRCNN in '
-         "the PISR paper's Table 2)",
+    "the PISR paper's Table 2)",
     'C': 'as A, plus one per added bias, per ReLU, LeakyReLU or PReLU element and per element that enters a global '
-         "average, for an LR image of rounded-down size (ptflops; IDN and IMDN in the PISR paper's Table 2)",
+    "average, for an LR image of rounded-down size (ptflops; IDN and IMDN in the PISR paper's Table 2)",
 }
 COUNTED = {'A': ['macs'], 'B': ['macs', 'deconv'], 'C': ['macs', 'bias', 'elements']}  # kinds of operations
 
@@ -108,8 +108,9 @@ def complexity(args: argparse.Namespace) -> int:
     print(markdown(rows, args.size))
     if args.json:
         make_folder(args.json.absolute().parent)
-        write_text_atomic(args.json, json.dumps({'size': [width, height], 'networks': [asdict(row) for row in rows]},
-                                                indent=1))
+        write_text_atomic(
+            args.json, json.dumps({'size': [width, height], 'networks': [asdict(row) for row in rows]}, indent=1)
+        )
     return 0
 
 
@@ -132,8 +133,9 @@ def _of_type(network: str, arguments: list[str]) -> tuple[str, dict, int]:
     return network, options, argument(options, 'upscale', 'scale', default=1)
 
 
-def count(options: Mapping, scale: int, size: tuple[int, int] = (1280, 720),
-          conventions: Sequence[str] = ('A',)) -> Complexity:
+def count(
+    options: Mapping, scale: int, size: tuple[int, int] = (1280, 720), conventions: Sequence[str] = ('A',)
+) -> Complexity:
     """Counts one network.
 
     It is traced on images of a few pixels; from these the count for ``size`` follows exactly where it is linear in
@@ -181,13 +183,16 @@ class _Counter:
         if self.linear:
             return self._interpolate(height, width)
         if Fraction(height).denominator != 1 or Fraction(width).denominator != 1:
-            raise OptionsError(f'--size: the cost of {type(self.net).__name__} is not linear in the sides of the '
-                               f'image, so they must be multiples of its scale {self.scale}')
+            raise OptionsError(
+                f'--size: the cost of {type(self.net).__name__} is not linear in the sides of the '
+                f'image, so they must be multiples of its scale {self.scale}'
+            )
         try:
             return self._trace(int(height), int(width))
         except RuntimeError as error:
-            raise OptionsError(f'{type(self.net).__name__} cannot process an LR image of {width}x{height} pixels: '
-                               f'{error}') from None
+            raise OptionsError(
+                f'{type(self.net).__name__} cannot process an LR image of {width}x{height} pixels: {error}'
+            ) from None
 
     def _interpolate(self, height: Fraction | int, width: Fraction | int) -> dict[str, Fraction]:
         """What is linear in height and in width follows from its values at four sizes."""
@@ -206,8 +211,11 @@ class _Counter:
 
 def _conv(inputs: list, outputs: list) -> Counter:
     macs, size = sum(conv_flop_jit(inputs, outputs).values()), get_shape(outputs[0])
-    return Counter(macs=macs, deconv=prod(get_shape(inputs[1])) * prod(size[2:]) - macs,  # 0 for a convolution
-                   bias=prod(size) if get_shape(inputs[2]) else 0)
+    return Counter(
+        macs=macs,
+        deconv=prod(get_shape(inputs[1])) * prod(size[2:]) - macs,  # 0 for a convolution
+        bias=prod(size) if get_shape(inputs[2]) else 0,
+    )
 
 
 def _named(kind: str, handle: Callable) -> Callable:
@@ -223,8 +231,10 @@ HANDLES = {
     'aten::linear': _named('macs', linear_flop_jit),
     'aten::matmul': _named('macs', matmul_flop_jit),
     'aten::mm': _named('macs', matmul_flop_jit),
-    **{f'aten::{name}': _named('elements', elementwise_flop_counter(0, 1))
-       for name in ('relu', 'relu_', 'leaky_relu', 'leaky_relu_', 'prelu')},
+    **{
+        f'aten::{name}': _named('elements', elementwise_flop_counter(0, 1))
+        for name in ('relu', 'relu_', 'leaky_relu', 'leaky_relu_', 'prelu')
+    },
     **{f'aten::{name}': _named('elements', elementwise_flop_counter(1, 0)) for name in ('mean', 'adaptive_avg_pool2d')},
 }
 

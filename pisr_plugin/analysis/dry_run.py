@@ -119,8 +119,11 @@ def _noting(net: nn.Module, calls: list[Call]):
     handles = []
     for path, module in net.named_modules():
         if path:
-            handles.append(module.register_forward_pre_hook(
-                lambda _, args, kwargs, path=path: begin(path, args, kwargs), with_kwargs=True))
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, path=path: begin(path, args, kwargs), with_kwargs=True
+                )
+            )
             handles.append(module.register_forward_hook(lambda module, args, output: end(module, output)))
     try:
         yield
@@ -142,6 +145,7 @@ def candidates(calls: Sequence[Call], images: Sequence[Tensor], size: tuple[int,
     Returns:
         ``{(index of the call, 'input' or 'output'): what it is}``, empty when nothing is enlarged after LR size.
     """
+
     def is_lr(value: Tensor | None) -> bool:
         return value is not None and value.dim() == 4 and tuple(value.shape[2:]) == size
 
@@ -191,8 +195,9 @@ def _whole_upsampling(calls: Sequence[Call], growing: int, is_lr) -> int:
     return chosen
 
 
-def table(calls: Sequence[Call], images: Sequence[Tensor], size: tuple[int, int],
-          default_tap: str | None = None) -> list[Row]:
+def table(
+    calls: Sequence[Call], images: Sequence[Tensor], size: tuple[int, int], default_tap: str | None = None
+) -> list[Row]:
     """The taps of a network in the order in which their values come about, its candidates and default tap marked.
 
     Args:

@@ -37,8 +37,13 @@ from pisr_plugin.engine.schema import NETWORK, argument_type, arguments, check_o
 from pisr_plugin.engine.stages import select, unroll
 from pisr_plugin.errors import OptionsError, choice
 
-REGISTRIES = {'networks': ARCH_REGISTRY, 'losses': LOSS_REGISTRY, 'models': MODEL_REGISTRY,
-              'datasets': DATASET_REGISTRY, 'metrics': METRIC_REGISTRY}
+REGISTRIES = {
+    'networks': ARCH_REGISTRY,
+    'losses': LOSS_REGISTRY,
+    'models': MODEL_REGISTRY,
+    'datasets': DATASET_REGISTRY,
+    'metrics': METRIC_REGISTRY,
+}
 # What a network needs is supplied here where its taps hardly depend on it.
 _STAND_INS = {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 4, 'scale': 4}
 
@@ -53,10 +58,16 @@ def main(argv: list[str] | None = None) -> int:
         cli.add_plugin_flag(command)
     command = commands.add_parser('taps', help='places in a network whose features can be compared')
     command.add_argument('--type', help='a registered network')
-    command.add_argument('--arg', nargs='+', default=[], metavar='A=B',
-                         help='its arguments, e.g. num_feat=32 upscale=2')
-    command.add_argument('--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
-                         help='of the LR image (default: 24 24, or the next multiple of window_size)')
+    command.add_argument(
+        '--arg', nargs='+', default=[], metavar='A=B', help='its arguments, e.g. num_feat=32 upscale=2'
+    )
+    command.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='of the LR image (default: 24 24, or the next multiple of window_size)',
+    )
     cli.add_recipe_flags(command, required=False)
     command = commands.add_parser('schema', help='JSON schema of recipes, for editors')
     command.add_argument('-o', '--output', type=Path, metavar='FILE', help='write it here instead of printing it')
@@ -85,6 +96,7 @@ def list_(args: argparse.Namespace) -> int:
 
 
 # -------------------------------------------------------------------------------------------------- registries
+
 
 def list_registered(registry: Registry) -> list[str]:
     """One line for each registered object: name, package, what its docstring says first."""
@@ -130,6 +142,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------------------- taps
+
 
 def list_taps(args: argparse.Namespace) -> list[str]:
     """The taps of a network given by type and arguments, or of a recipe's student and teacher.
@@ -193,8 +206,9 @@ def _needs(target: Any, name: str) -> bool:
     return parameter is not None and parameter.default is parameter.empty
 
 
-def _dry_network(option: dict, size: Sequence[int] | None,
-                 place: str) -> tuple[nn.Module, dict[str, Tensor], tuple[int, int]]:
+def _dry_network(
+    option: dict, size: Sequence[int] | None, place: str
+) -> tuple[nn.Module, dict[str, Tensor], tuple[int, int]]:
     """Builds a network and noise images for it; returns both and the size of the LR image."""
     window = _argument(option, 'window_size', default=1)
     try:
@@ -239,14 +253,25 @@ def _run(net: nn.Module, inputs: dict[str, Tensor], place: str) -> list:
         return trace(net, list(inputs.values()))
     except Exception as error:  # the forward pass of any network
         seen = ', '.join(f'{name} {_shape(value.shape)}' for name, value in inputs.items())
-        raise OptionsError(f'{place}: {type(net).__name__} cannot process {seen}: {error or type(error).__name__}\n'
-                           'Try another --size HEIGHT WIDTH. Only networks that take one image can be tried.') from None
+        raise OptionsError(
+            f'{place}: {type(net).__name__} cannot process {seen}: {error or type(error).__name__}\n'
+            'Try another --size HEIGHT WIDTH. Only networks that take one image can be tried.'
+        ) from None
 
 
 def _tap_columns(rows: Iterable[Row]) -> list[str]:
     cells = [('', 'tap', 'calls', 'feature', 'parameters', '')]
-    cells += [('>' if row.notes else '', row.tap, str(row.calls), _shape(row.shape), f'{row.parameters:,}',
-               '; '.join(row.notes)) for row in rows]
+    cells += [
+        (
+            '>' if row.notes else '',
+            row.tap,
+            str(row.calls),
+            _shape(row.shape),
+            f'{row.parameters:,}',
+            '; '.join(row.notes),
+        )
+        for row in rows
+    ]
     lines = _columns(cells)
     if not any('LR size' in note for row in rows for note in row.notes):
         lines.append('No candidates: no module sees or gives features of LR size that are enlarged next.')

@@ -35,8 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.recipe_parser('Draw bicubic, student and ground truth side by side.')
     parser.add_argument('--dataset', default='val', help='key of the test set in the recipe (default: val)')
     parser.add_argument('--image', help="the image's name (default: the set's first)")
-    parser.add_argument('--crop', type=int, nargs=3, metavar=('X', 'Y', 'SIZE'),
-                        help='where to look, in HR pixels (default: 96 pixels where the student gains most)')
+    parser.add_argument(
+        '--crop',
+        type=int,
+        nargs=3,
+        metavar=('X', 'Y', 'SIZE'),
+        help='where to look, in HR pixels (default: 96 pixels where the student gains most)',
+    )
     parser.add_argument('-o', '--output', type=Path, help='PNG or SVG file (default: results/<recipe>/<image>.png)')
     args = parser.parse_args(argv)
     return cli.run(lambda: picture(args))
@@ -62,12 +67,17 @@ def picture(args: argparse.Namespace) -> int:
         net = build_network(opt['network_g']).eval()
     weights = opt['path']['pretrain_network_g']
     if not Path(weights).is_file():
-        raise CheckpointError(f'{weights} does not exist. Train first, or name a file: --force_yml path:pretrain_network_g=FILE')
+        raise CheckpointError(
+            f'{weights} does not exist. Train first, or name a file: --force_yml path:pretrain_network_g=FILE'
+        )
     checkpoint.load_network(net, weights, opt['path'].get('param_key_g', 'params'))
 
     scale, lq, gt = opt['scale'], sample['lq'], sample['gt']
-    images = {'bicubic': imresize(lq, scale).clamp(0, 1), type(net).__name__: reconstruct(net, lq, scale, on_y),
-              'ground truth': gt}
+    images = {
+        'bicubic': imresize(lq, scale).clamp(0, 1),
+        type(net).__name__: reconstruct(net, lq, scale, on_y),
+        'ground truth': gt,
+    }
     output = args.output or stage.folder.parent / f'{name}.png'
     make_folder(output.absolute().parent)
     draw(images, args.crop or largest_gain(*images.values()), scale, f'{name}, x{scale}', output)
@@ -119,7 +129,7 @@ def largest_gain(before: Tensor, after: Tensor, truth: Tensor, size: int = 96) -
         ``(x, y, size)`` of the square.
     """
     size = min(size, *truth.shape[-2:])
-    gain = ((before - truth)**2 - (after - truth)**2).mean(0)[None, None]
+    gain = ((before - truth) ** 2 - (after - truth) ** 2).mean(0)[None, None]
     windows = F.avg_pool2d(gain, size, stride=max(size // 8, 1))[0, 0]
     row, column = divmod(int(windows.argmax()), windows.shape[1])
     step = max(size // 8, 1)
@@ -146,16 +156,20 @@ def draw(images: dict[str, Tensor], crop: tuple[int, int, int], scale: int, titl
     if not (0 <= x <= width - size and 0 <= y <= height - size and size > 0):
         raise OptionsError(f'--crop {x} {y} {size}: outside the image of {width}x{height} pixels.')
     ratios = [width / height, *[1] * len(arrays)]
-    figure, axes = plt.subplots(1, len(ratios), figsize=(2.6 * sum(ratios), 2.9), width_ratios=ratios, layout='constrained')
+    figure, axes = plt.subplots(
+        1, len(ratios), figsize=(2.6 * sum(ratios), 2.9), width_ratios=ratios, layout='constrained'
+    )
     axes[0].imshow(truth)
     axes[0].add_patch(Rectangle((x, y), size, size, fill=False, edgecolor='red', linewidth=2))
     axes[0].set_title(title, fontsize=10)
     for axis, (name, image) in zip(axes[1:], arrays.items()):
-        axis.imshow(image[y:y + size, x:x + size], interpolation='nearest')
+        axis.imshow(image[y : y + size, x : x + size], interpolation='nearest')
         if image is not truth:
             # BasicSR's metrics take BGR.
-            psnr = calculate_metric({'img': image[..., ::-1], 'img2': truth[..., ::-1]},
-                                    {'type': 'calculate_psnr', 'crop_border': scale, 'test_y_channel': True})
+            psnr = calculate_metric(
+                {'img': image[..., ::-1], 'img2': truth[..., ::-1]},
+                {'type': 'calculate_psnr', 'crop_border': scale, 'test_y_channel': True},
+            )
             name = f'{name}\n{psnr:.2f} dB'
         axis.set_title(name, fontsize=10)
     for axis in axes:

@@ -39,8 +39,11 @@ def identify(weights: Mapping[str, Tensor]) -> str | None:
     for prefix in ('backbone.network.encoder.', 'encoder.'):
         if any(key.startswith(prefix) for key in weights):
             root = prefix.removesuffix('encoder.')
-            decoder = {key.removeprefix(root).removeprefix('decoder.'): value for key, value in weights.items()
-                       if key.startswith(root) and not key.startswith(prefix)}
+            decoder = {
+                key.removeprefix(root).removeprefix('decoder.'): value
+                for key, value in weights.items()
+                if key.startswith(root) and not key.startswith(prefix)
+            }
             found = identify(decoder)
             return found and f'holds an encoder too, as a PITeacher; its decoder {found}'
 
@@ -54,8 +57,11 @@ def identify(weights: Mapping[str, Tensor]) -> str | None:
     if not matches:
         return None
     network, options = matches[0]
-    scales = [str(other['upscale']) for name, other in matches
-              if name == network and {**other, 'upscale': 0} == {**options, 'upscale': 0}]
+    scales = [
+        str(other['upscale'])
+        for name, other in matches
+        if name == network and {**other, 'upscale': 0} == {**options, 'upscale': 0}
+    ]
     described = ', '.join(f'{key}: {value}' for key, value in options.items() if key != 'upscale')
     text = f'{{type: {network}, {described}, upscale: {" or ".join(scales)}}}'
     return f'looks like {text}' if best == 1 else f'is most like {text}, with {best:.0%} of all tensors in common'

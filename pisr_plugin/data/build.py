@@ -69,8 +69,10 @@ class PairOptions:
             raise OptionsError('crop: pieces need HR that is exactly scale * LR, so sub-images go with crop lcm only.')
         for name, value in (('sub-images', self.sub_images), ('step', self.step)):
             if value < 1 or value % self.multiple:
-                raise OptionsError(f'{name}: {value} found; it must be a multiple of {self.multiple}, so that pieces '
-                                   f'of HR and LR show the same for the scales {words(self.scales)}.')
+                raise OptionsError(
+                    f'{name}: {value} found; it must be a multiple of {self.multiple}, so that pieces '
+                    f'of HR and LR show the same for the scales {words(self.scales)}.'
+                )
 
     @property
     def multiple(self) -> int:
@@ -131,8 +133,11 @@ def _names(sources: Sequence[Path]) -> list[str]:
             clashes.append(f'{first[name].name} and {path.name}: both {name}.png')
         first.setdefault(name, path)
     if clashes:
-        raise complain(f'{sources[0].parent}: photos whose results would have the same name.', clashes,
-                       'Rename them. Nothing was written.')
+        raise complain(
+            f'{sources[0].parent}: photos whose results would have the same name.',
+            clashes,
+            'Rename them. Nothing was written.',
+        )
     return names
 
 
@@ -145,8 +150,10 @@ def _open_record(root: Path, options: PairOptions, sources: Sequence[Path], name
     else:
         occupied = [path.name for path in (root / 'HR', root / 'LR_bicubic', *root.glob('*.lmdb')) if path.exists()]
         if occupied:
-            raise DataError(f'{root}: holds {words(occupied)}, not built by prepare_data. Nothing was changed; choose '
-                            f'another folder with -o.')
+            raise DataError(
+                f'{root}: holds {words(occupied)}, not built by prepare_data. Nothing was changed; choose '
+                f'another folder with -o.'
+            )
         record = {'options': options.as_record(), 'pieces': {}, 'done': []}
     if 'images' not in record['done']:
         record['sources'] = now
@@ -159,8 +166,11 @@ def _open_record(root: Path, options: PairOptions, sources: Sequence[Path], name
 def _compare(root: Path, record: dict, options: PairOptions, now: dict[str, int]) -> None:
     """Refuses a folder made with other options or of other photos."""
     asked, there = options.as_record(), record['options']
-    differences = [f'{key}: {words(there.get(key))} there, {words(value)} asked for'
-                   for key, value in asked.items() if there.get(key) != value]
+    differences = [
+        f'{key}: {words(there.get(key))} there, {words(value)} asked for'
+        for key, value in asked.items()
+        if there.get(key) != value
+    ]
     for name, size in record['sources'].items():
         # Photos that left nothing may change or go: they were the damaged ones of an unfinished build.
         stem = _names([Path(name)])[0]
@@ -169,8 +179,11 @@ def _compare(root: Path, record: dict, options: PairOptions, now: dict[str, int]
     if 'images' in record['done']:
         differences += [f'{name}: new' for name in now if name not in record['sources']]
     if differences:
-        raise complain(f'{root}: holds another data set.', differences,
-                       'Nothing was changed; choose another folder with -o, or delete this one.')
+        raise complain(
+            f'{root}: holds another data set.',
+            differences,
+            'Nothing was changed; choose another folder with -o, or delete this one.',
+        )
 
 
 def _made_of(root: Path, name: str) -> bool:
@@ -179,8 +192,9 @@ def _made_of(root: Path, name: str) -> bool:
 
 def _finish(root: Path, record: dict, part: str, problems: list[str]) -> None:
     if problems:
-        raise complain(f'{root}: what was written is not right.', problems,
-                       'Delete what is named and run the same command again.')
+        raise complain(
+            f'{root}: what was written is not right.', problems, 'Delete what is named and run the same command again.'
+        )
     for folder in (root, *image_folders(root, record['options']['scales'])):
         for leftover in folder.glob('.*.tmp'):  # of runs that were killed
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -188,8 +202,9 @@ def _finish(root: Path, record: dict, part: str, problems: list[str]) -> None:
     save_record(root, record)
 
 
-def _write_images(sources: Sequence[Path], names: Sequence[str], root: Path, options: PairOptions,
-                  workers: int) -> dict[str, int]:
+def _write_images(
+    sources: Sequence[Path], names: Sequence[str], root: Path, options: PairOptions, workers: int
+) -> dict[str, int]:
     """Makes all PNG files; returns how many pieces each photo gave, 0 for one kept whole."""
     label = 'HR, LR ' + words(f'x{scale}' for scale in options.scales)
     work = functools.partial(_write_pair, root=root, options=options)
@@ -200,9 +215,12 @@ def _write_images(sources: Sequence[Path], names: Sequence[str], root: Path, opt
         else:
             pieces[name] = result
     if bad:
-        raise complain(f'{len(bad)} of {len(sources)} photos cannot be used:', bad,
-                       f'The other {len(pieces)} are finished in {root}. Mend or take away those named and run the '
-                       f'same command again.')
+        raise complain(
+            f'{len(bad)} of {len(sources)} photos cannot be used:',
+            bad,
+            f'The other {len(pieces)} are finished in {root}. Mend or take away those named and run the '
+            f'same command again.',
+        )
     return pieces
 
 
@@ -235,8 +253,10 @@ def _corners(source: Path, height: int, width: int, options: PairOptions) -> lis
     """Top left corners of the pieces of an HR image."""
     least = options.sub_images or max(options.scales)
     if min(height, width) < least:
-        raise DataError(f'{source}: {height} x {width} (height x width, cropped) is less than '
-                        f'{"a sub-image" if options.sub_images else "the scale"}, {least}')
+        raise DataError(
+            f'{source}: {height} x {width} (height x width, cropped) is less than '
+            f'{"a sub-image" if options.sub_images else "the scale"}, {least}'
+        )
     if not options.sub_images:
         return [(0, 0)]
     return [(top, left) for top in _starts(height, options) for left in _starts(width, options)]
@@ -260,8 +280,10 @@ def _lr(whole: np.ndarray, source: Path, scale: int, options: PairOptions) -> np
     lr = read_rgb(path)
     expected = tuple(side // scale for side in whole.shape[:2])
     if lr.shape[:2] != expected:
-        raise DataError(f'{path}: {words(lr.shape[:2], " x ")} (height x width); 1/{scale} of {source.name} is '
-                        f'{words(expected, " x ")}')
+        raise DataError(
+            f'{path}: {words(lr.shape[:2], " x ")} (height x width); 1/{scale} of {source.name} is '
+            f'{words(expected, " x ")}'
+        )
     return lr[: height // scale, : width // scale]
 
 
@@ -275,5 +297,6 @@ def find_lr(folder: Path, source: Path, scale: int) -> Path:
     for path in (folder / f'{stem}{suffix}' for stem in stems for suffix in (source.suffix, *SUFFIXES)):
         if path.is_file():
             return path
-    raise DataError(f'{folder}: no LR image for {source.name}; looked for {words(stems, " and ")} '
-                    f'with {words(SUFFIXES, ", ")}')
+    raise DataError(
+        f'{folder}: no LR image for {source.name}; looked for {words(stems, " and ")} with {words(SUFFIXES, ", ")}'
+    )

@@ -35,8 +35,10 @@ def check_dataset(opt: dict, place: str, scale: int) -> None:
         return
     for key in ('dataroot_gt', 'dataroot_lq'):
         if opt.get(key) is None:
-            raise OptionsError(f'{place}.{key}: missing; PairedImageDataset needs the folder or LMDB of the '
-                               f'{"HR" if key == "dataroot_gt" else "LR"} images.')
+            raise OptionsError(
+                f'{place}.{key}: missing; PairedImageDataset needs the folder or LMDB of the '
+                f'{"HR" if key == "dataroot_gt" else "LR"} images.'
+            )
     backend = (opt.get('io_backend') or {}).get('type')
     if backend == 'lmdb':
         gt, lq = (_lmdb_sizes(Path(opt[key]), f'{place}.{key}') for key in ('dataroot_gt', 'dataroot_lq'))
@@ -56,8 +58,10 @@ def check_dataset(opt: dict, place: str, scale: int) -> None:
 def _lmdb_sizes(path: Path, place: str) -> Sizes:
     """Sizes by key, once the LMDB is known to hold all keys that it lists."""
     if path.suffix != '.lmdb':
-        raise DataError(f"{place}: {path} found; BasicSR takes only folders that end in '.lmdb' for LMDBs. For image "
-                        f'files set io_backend: {{type: disk}}.')
+        raise DataError(
+            f"{place}: {path} found; BasicSR takes only folders that end in '.lmdb' for LMDBs. For image "
+            f'files set io_backend: {{type: disk}}.'
+        )
     try:
         sizes = read_meta_info(path)
         with open_lmdb(path).begin() as txn:
@@ -66,8 +70,10 @@ def _lmdb_sizes(path: Path, place: str) -> Sizes:
         raise DataError(f'{place}: {error}') from None
     lost = sizes.keys() - stored
     if lost:
-        raise DataError(f'{place}: {path} lists {len(sizes)} images in meta_info.txt, but {_some(lost)} '
-                        f'{"is" if len(lost) == 1 else "are"} not in it. Copy or build it again.')
+        raise DataError(
+            f'{place}: {path} lists {len(sizes)} images in meta_info.txt, but {_some(lost)} '
+            f'{"is" if len(lost) == 1 else "are"} not in it. Copy or build it again.'
+        )
     return {key: size[:2] for key, size in sizes.items()}
 
 
@@ -83,12 +89,15 @@ def _file_sizes(opt: dict, place: str) -> tuple[Sizes, Sizes]:
     roots = {key: Path(opt[f'dataroot_{key}']) for key in ('gt', 'lq')}
     for key, root in roots.items():
         if not root.is_dir() or (root / 'data.mdb').exists():
-            raise DataError(f'{place}.dataroot_{key}: {root} is {"an LMDB" if root.is_dir() else "not a folder"}, but '
-                            f'{place}.io_backend.type is disk.')
+            raise DataError(
+                f'{place}.dataroot_{key}: {root} is {"an LMDB" if root.is_dir() else "not a folder"}, but '
+                f'{place}.io_backend.type is disk.'
+            )
     template = opt.get('filename_tmpl') or '{}'
     if template.format('a') == template:
-        raise OptionsError(f"{place}.filename_tmpl: {template!r} found; it needs {{}} for the HR image's name, as in "
-                           f"'{{}}x2'.")
+        raise OptionsError(
+            f"{place}.filename_tmpl: {template!r} found; it needs {{}} for the HR image's name, as in '{{}}x2'."
+        )
     names = _listed_names(opt, place) or _file_names(roots['gt'])
     sizes: dict[str, Sizes] = {'gt': {}, 'lq': {}}
     for name in names:
@@ -102,8 +111,10 @@ def _file_sizes(opt: dict, place: str) -> tuple[Sizes, Sizes]:
                 raise DataError(f'{place}.dataroot_{key}: {error}') from None
     count = len(_file_names(roots['lq']))
     if not opt.get('meta_info_file') and count != len(names):
-        raise DataError(f'{place}: {roots["gt"]} holds {len(names)} files, {roots["lq"]} {count}; BasicSR wants as '
-                        f'many in both. Name those to use in {place}.meta_info_file, or take the others away.')
+        raise DataError(
+            f'{place}: {roots["gt"]} holds {len(names)} files, {roots["lq"]} {count}; BasicSR wants as '
+            f'many in both. Name those to use in {place}.meta_info_file, or take the others away.'
+        )
     return sizes['gt'], sizes['lq']
 
 
@@ -130,22 +141,29 @@ def _no_partner(place: str, key: str, root: Path, file: str, name: str, template
         return f'{place}.meta_info_file: it lists {name}, which is not in {root}.'
     there = _file_names(root)
     hint = choice(file, there) if len(there) <= 10 else f'It holds {len(there)} files such as {_some(there)}'
-    return (f'{place}.dataroot_lq: {root} has no {file}, the LR image of {name} '
-            f'({place}.filename_tmpl is {template!r}). {hint}.')
+    return (
+        f'{place}.dataroot_lq: {root} has no {file}, the LR image of {name} '
+        f'({place}.filename_tmpl is {template!r}). {hint}.'
+    )
 
 
 def _check_scale(gt: Sizes, lq: Sizes, opt: dict, place: str, scale: int, training: bool) -> None:
     """HR is scale * LR for training; for validation, where BasicSR crops HR, it may have a rest smaller than scale."""
-    wrong = [key for key in sorted(gt) if any(
-        not 0 <= side - small * scale < (1 if training else scale) for side, small in zip(gt[key], lq[key]))]
+    wrong = [
+        key
+        for key in sorted(gt)
+        if any(not 0 <= side - small * scale < (1 if training else scale) for side, small in zip(gt[key], lq[key]))
+    ]
     if not wrong:
         return
     key = wrong[0]
     (height, width), (lr_height, lr_width) = gt[key], lq[key]
     expected = 'HR must be exactly scale x LR to train' if training else 'LR must be HR // scale'
-    raise DataError(f'{place}: {len(wrong)} of {len(gt)} pairs do not fit scale {scale}; {key}: HR {height} x {width} '
-                    f'(height x width), LR {lr_height} x {lr_width}. {expected}. '
-                    f'{_likely_scale(gt[key], lq[key], training)} LR is read from {opt["dataroot_lq"]}.')
+    raise DataError(
+        f'{place}: {len(wrong)} of {len(gt)} pairs do not fit scale {scale}; {key}: HR {height} x {width} '
+        f'(height x width), LR {lr_height} x {lr_width}. {expected}. '
+        f'{_likely_scale(gt[key], lq[key], training)} LR is read from {opt["dataroot_lq"]}.'
+    )
 
 
 def _likely_scale(hr: tuple[int, int], lr: tuple[int, int], training: bool) -> str:
@@ -164,14 +182,18 @@ def _check_patches(gt: Sizes, opt: dict, place: str, scale: int) -> None:
     if gt_size is None:
         raise OptionsError(f'{place}.gt_size: missing; it is the side of the HR patches to train on.')
     if gt_size % scale:
-        raise OptionsError(f'{place}.gt_size: {gt_size} is not a multiple of the scale, {scale}. '
-                           f'Possible: {gt_size // scale * scale}, {(gt_size // scale + 1) * scale}')
+        raise OptionsError(
+            f'{place}.gt_size: {gt_size} is not a multiple of the scale, {scale}. '
+            f'Possible: {gt_size // scale * scale}, {(gt_size // scale + 1) * scale}'
+        )
     small = [key for key in sorted(gt) if min(gt[key]) < gt_size]
     if small:
         height, width = min((gt[key] for key in small), key=min)
-        raise DataError(f'{place}.gt_size: {gt_size} is more than {len(small)} of the {len(gt)} HR images measure: '
-                        f'{_some(small)}. The smallest is {height} x {width}: lower gt_size to '
-                        f'{min(height, width) // scale * scale}, or leave those images out.')
+        raise DataError(
+            f'{place}.gt_size: {gt_size} is more than {len(small)} of the {len(gt)} HR images measure: '
+            f'{_some(small)}. The smallest is {height} x {width}: lower gt_size to '
+            f'{min(height, width) // scale * scale}, or leave those images out.'
+        )
 
 
 def _how_to_build(path: Path, scale: int) -> str:
@@ -179,8 +201,10 @@ def _how_to_build(path: Path, scale: int) -> str:
     root = path.parent.parent if path.parent.name == 'LR_bicubic' else path.parent
     if 'demo' in root.parts:
         return f'Build it: python tools/prepare_data.py demo -o {root.parent}'
-    return (f'Build it of a folder of photos: python tools/prepare_data.py build PHOTOS -o {root}'
-            f'{"" if scale in (2, 3, 4) else f" --scales {scale}"}')
+    return (
+        f'Build it of a folder of photos: python tools/prepare_data.py build PHOTOS -o {root}'
+        f'{"" if scale in (2, 3, 4) else f" --scales {scale}"}'
+    )
 
 
 def _some(names: Iterable[str]) -> str:

@@ -14,8 +14,15 @@ HELD_OUT = ('astronaut.png', 'chelsea.png')
 # All other colour photographs. The two motorcycles are one scene seen by two cameras, so both are on this side. Sky,
 # tissue and eye are no everyday scenes, but real photographs with detail at every size, and everyday ones are few.
 # Left out: the logo, drawings and charts (color, phantom, chessboards, horse, text) and gray pictures.
-TRAIN = ('coffee.png', 'hubble_deep_field.jpg', 'ihc.png', 'motorcycle_left.png', 'motorcycle_right.png', 'retina.jpg',
-         'rocket.jpg')
+TRAIN = (
+    'coffee.png',
+    'hubble_deep_field.jpg',
+    'ihc.png',
+    'motorcycle_left.png',
+    'motorcycle_right.png',
+    'retina.jpg',
+    'rocket.jpg',
+)
 
 
 def build_demo(root: Path, workers: int) -> bool:
@@ -43,11 +50,14 @@ def _photo_folder() -> Path:
     """Where scikit-image keeps its photos; it is not imported, as its loaders may go to the network."""
     spec = importlib.util.find_spec('skimage')
     if spec is None or spec.origin is None:
-        raise DataError('scikit-image is not installed; its photos are the demo set. Install it: '
-                        'pip install scikit-image')
+        raise DataError(
+            'scikit-image is not installed; its photos are the demo set. Install it: pip install scikit-image'
+        )
     folder = Path(spec.origin).parent / 'data'
     missing = [name for name in (*TRAIN, *HELD_OUT) if not (folder / name).is_file()]
     if missing:
-        raise DataError(f'{folder}: this scikit-image comes without {", ".join(missing)}. Install another: '
-                        f"pip install 'scikit-image>=0.22'")
+        raise DataError(
+            f'{folder}: this scikit-image comes without {", ".join(missing)}. Install another: '
+            f"pip install 'scikit-image>=0.22'"
+        )
     return folder

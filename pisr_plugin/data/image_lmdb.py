@@ -45,8 +45,10 @@ def write_lmdb(paths: Iterable[Path], target: Path) -> None:
         _fill(paths, temporary, label=target.name)
         os.rename(temporary, target)
     except lmdb.Error as error:
-        raise DataError(f'{target}: LMDB could not be written: {error}. The image files are kept: run the same '
-                        f'command again when that is mended.') from None
+        raise DataError(
+            f'{target}: LMDB could not be written: {error}. The image files are kept: run the same '
+            f'command again when that is mended.'
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -73,8 +75,10 @@ def read_meta_info(path: Path) -> dict[str, tuple[int, int, int]]:
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
         if not match:
-            raise DataError(f"{file}, line {number}: expected 'name.png (height,width,channels) level' with no other "
-                            f'dot in the name, found {line!r}.')
+            raise DataError(
+                f"{file}, line {number}: expected 'name.png (height,width,channels) level' with no other "
+                f'dot in the name, found {line!r}.'
+            )
         key, *size = match.groups()
         if key in sizes:
             raise DataError(f'{file}, line {number}: {key!r} is listed a second time.')

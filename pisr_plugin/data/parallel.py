@@ -42,8 +42,10 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
     try:
         yield from with_progress(_results(function, jobs, workers), len(jobs), label)
     except BrokenProcessPool:
-        raise DataError(f'{label}: a worker process was killed, perhaps for want of memory. Fewer need less: '
-                        f'--workers {workers // 2}') from None
+        raise DataError(
+            f'{label}: a worker process was killed, perhaps for want of memory. Fewer need less: '
+            f'--workers {workers // 2}'
+        ) from None
 
 
 def _results(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:

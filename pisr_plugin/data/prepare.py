@@ -36,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:
-        print(f'error: {error.filename or args.out}: {error.strerror or error}. What is finished is kept: run the same '
-              f'command again when that is mended.', file=sys.stderr)
+        print(
+            f'error: {error.filename or args.out}: {error.strerror or error}. What is finished is kept: run the same '
+            f'command again when that is mended.',
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print('stopped. What is finished is kept: run the same command again to go on.', file=sys.stderr)
@@ -46,39 +49,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='prepare_data', description='Prepare HR/LR image pairs, as folders and as LMDBs for BasicSR.')
+        prog='prepare_data', description='Prepare HR/LR image pairs, as folders and as LMDBs for BasicSR.'
+    )
     commands = parser.add_subparsers(required=True, metavar='build | verify | demo')
     workers = argparse.ArgumentParser(add_help=False)
-    workers.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N',
-                         help='processes (default: all cores)')
+    workers.add_argument(
+        '--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: all cores)'
+    )
 
-    command = commands.add_parser('build', parents=[workers], help='make pairs of a folder of photos',
-                                  description='Make HR/LR pairs of a folder of photos. Stopped, it goes on when '
-                                              'called again.')
+    command = commands.add_parser(
+        'build',
+        parents=[workers],
+        help='make pairs of a folder of photos',
+        description='Make HR/LR pairs of a folder of photos. Stopped, it goes on when called again.',
+    )
     command.add_argument('input', type=Path, metavar='INPUT', help='folder of HR photos')
     command.add_argument('-o', '--out', type=Path, required=True, help='folder of the data set')
     command.add_argument('--scales', type=int, nargs='+', default=[2, 3, 4], metavar='S', help='default: 2 3 4')
-    command.add_argument('--crop', choices=('lcm', 'scale'), default='lcm',
-                         help='lcm: HR is cropped to a multiple of all scales (training). scale: HR stays whole, LR is '
-                              'made of a crop to a multiple of its own scale (benchmarks)')
+    command.add_argument(
+        '--crop',
+        choices=('lcm', 'scale'),
+        default='lcm',
+        help='lcm: HR is cropped to a multiple of all scales (training). scale: HR stays whole, LR is '
+        'made of a crop to a multiple of its own scale (benchmarks)',
+    )
     command.add_argument('--sub-images', type=int, metavar='SIZE', help='cut HR into squares of this size, e.g. 480')
-    command.add_argument('--step', type=int, default=240, metavar='N',
-                         help='distance between sub-images (default: 240)')
-    command.add_argument('--thresh', type=int, default=0, metavar='N',
-                         help='leave out a last sub-image that shows at most N new pixels (default: 0)')
-    command.add_argument('--lr-dir', nargs='+', default=[], metavar='X2=FOLDER',
-                         help='take the LR images of a scale from here (0001.png or 0001x2.png) instead of making them')
-    command.add_argument('--lmdb', action=argparse.BooleanOptionalAction, default=True,
-                         help='also fill LMDBs (default: yes)')
+    command.add_argument(
+        '--step', type=int, default=240, metavar='N', help='distance between sub-images (default: 240)'
+    )
+    command.add_argument(
+        '--thresh',
+        type=int,
+        default=0,
+        metavar='N',
+        help='leave out a last sub-image that shows at most N new pixels (default: 0)',
+    )
+    command.add_argument(
+        '--lr-dir',
+        nargs='+',
+        default=[],
+        metavar='X2=FOLDER',
+        help='take the LR images of a scale from here (0001.png or 0001x2.png) instead of making them',
+    )
+    command.add_argument(
+        '--lmdb', action=argparse.BooleanOptionalAction, default=True, help='also fill LMDBs (default: yes)'
+    )
     command.set_defaults(run=_build)
 
-    command = commands.add_parser('verify', parents=[workers], help='check a data set again',
-                                  description='Check every image of a data set that build or demo made.')
+    command = commands.add_parser(
+        'verify',
+        parents=[workers],
+        help='check a data set again',
+        description='Check every image of a data set that build or demo made.',
+    )
     command.add_argument('out', type=Path, metavar='ROOT', help='folder of the data set')
     command.set_defaults(run=_verify)
 
-    command = commands.add_parser('demo', parents=[workers], help='make the small demo set',
-                                  description='Make the demo set of the photos that come inside scikit-image.')
+    command = commands.add_parser(
+        'demo',
+        parents=[workers],
+        help='make the small demo set',
+        description='Make the demo set of the photos that come inside scikit-image.',
+    )
     command.add_argument('-o', '--out', type=Path, default=Path('datasets/demo'), help='default: datasets/demo')
     command.set_defaults(run=_demo)
     return parser
@@ -114,8 +146,11 @@ def _report(root: Path, changed: bool, started: float) -> None:
     stores = folders + [lmdb_of(folder, root) for folder in folders if 'lmdb' in record['done']]
     sizes = ', '.join(f'{store.relative_to(root)} {_megabytes(store):.1f} MB' for store in stores)
     pairs = f'{len(piece_keys(record))} pairs'
-    print(f'{root}: {pairs}, checked: {sizes} ({time.monotonic() - started:.0f} s)' if changed else
-          f'{root}: complete already, nothing done: {pairs}')
+    print(
+        f'{root}: {pairs}, checked: {sizes} ({time.monotonic() - started:.0f} s)'
+        if changed
+        else f'{root}: complete already, nothing done: {pairs}'
+    )
 
 
 def _megabytes(folder: Path) -> float:
@@ -127,8 +162,9 @@ def _lr_dirs(texts: Sequence[str]) -> dict[int, Path]:
     for text in texts:
         name, _, folder = text.partition('=')
         if not folder or not name[1:].isdecimal() or name[0] not in 'Xx':
-            raise OptionsError(f'--lr-dir: {text!r} found; possible is a scale and a folder, such as '
-                               f'X2=DIV2K/LR_bicubic/X2')
+            raise OptionsError(
+                f'--lr-dir: {text!r} found; possible is a scale and a folder, such as X2=DIV2K/LR_bicubic/X2'
+            )
         if not Path(folder).is_dir():
             raise DataError(f'--lr-dir {text}: {folder} is not a folder.')
         found[int(name[1:])] = Path(folder)

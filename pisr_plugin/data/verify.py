@@ -70,8 +70,10 @@ def _find_strangers(store: Path, keys: set[str]) -> list[str]:
         listed = set(read_meta_info(store))
     except DataError as error:
         return [str(error)]
-    return [f'{store / "meta_info.txt"}: {key}: {"not part of this data set" if key in listed else "not listed"}'
-            for key in sorted(listed ^ keys)]
+    return [
+        f'{store / "meta_info.txt"}: {key}: {"not part of this data set" if key in listed else "not listed"}'
+        for key in sorted(listed ^ keys)
+    ]
 
 
 def _check_pairs(keys: list[str], stores: list[Path], scales: tuple[int, ...], crop: str) -> list[str]:
@@ -91,8 +93,9 @@ def _check_pairs(keys: list[str], stores: list[Path], scales: tuple[int, ...], c
         for store, scale in zip(stores[1:], scales[1:]):
             if 1 in sizes and scale in sizes and not _fit(sizes[1], sizes[scale], scale, crop):
                 (height, width), (lr_height, lr_width) = sizes[1], sizes[scale]
-                problems.append(f'{store}: {key}: {lr_height} x {lr_width} does not fit HR of {height} x {width} '
-                                f'at scale {scale}')
+                problems.append(
+                    f'{store}: {key}: {lr_height} x {lr_width} does not fit HR of {height} x {width} at scale {scale}'
+                )
     return problems
 
 

@@ -39,7 +39,7 @@ class Link:
         value = self.loss(estimate, target)
         active = self.from_iter <= current_iter and (self.to_iter is None or current_iter <= self.to_iter)
         # Multiplied rather than skipped: under DDP every parameter takes part in every step.
-        return value if active else value * 0.
+        return value if active else value * 0.0
 
 
 class LinkedNetwork(nn.Module):
@@ -85,10 +85,16 @@ def default_teacher_tap(teacher: nn.Module, student_tap: str) -> str:
         return getattr(teacher, 'default_tap', student_tap)
 
 
-def build_links(options: Mapping[str, Mapping], student: nn.Module, teacher: nn.Module,
-                student_inputs: Sequence[Tensor], teacher_inputs: Sequence[Tensor],
-                build_estimator: Callable[[str, dict], nn.Module], build_loss: Callable[[str, dict], nn.Module],
-                place: str = 'distill_opt') -> list[Link]:
+def build_links(
+    options: Mapping[str, Mapping],
+    student: nn.Module,
+    teacher: nn.Module,
+    student_inputs: Sequence[Tensor],
+    teacher_inputs: Sequence[Tensor],
+    build_estimator: Callable[[str, dict], nn.Module],
+    build_loss: Callable[[str, dict], nn.Module],
+    place: str = 'distill_opt',
+) -> list[Link]:
     """Builds links and proves on one forward pass that each of them can train the student.
 
     Args:
@@ -108,25 +114,50 @@ def build_links(options: Mapping[str, Mapping], student: nn.Module, teacher: nn.
         TapError: a tap is unknown or its feature does not fit.
         OptionsError: a loss cannot use what the estimator gives, or carries no gradient to the student.
     """
-    return [_build_link(name, dict(option or {}), student, teacher, student_inputs, teacher_inputs,
-                        build_estimator, build_loss, f'{place}.{name}') for name, option in options.items()]
+    return [
+        _build_link(
+            name,
+            dict(option or {}),
+            student,
+            teacher,
+            student_inputs,
+            teacher_inputs,
+            build_estimator,
+            build_loss,
+            f'{place}.{name}',
+        )
+        for name, option in options.items()
+    ]
 
 
-def _build_link(name: str, option: dict, student: nn.Module, teacher: nn.Module, student_inputs: Sequence[Tensor],
-                teacher_inputs: Sequence[Tensor], build_estimator: Callable, build_loss: Callable, place: str) -> Link:
+def _build_link(
+    name: str,
+    option: dict,
+    student: nn.Module,
+    teacher: nn.Module,
+    student_inputs: Sequence[Tensor],
+    teacher_inputs: Sequence[Tensor],
+    build_estimator: Callable,
+    build_loss: Callable,
+    place: str,
+) -> Link:
     student_tap = option.get('student') or getattr(student, 'default_tap', None)
     if student_tap is None:
         modules = [path for path, _ in student.named_modules() if path]
-        raise TapError(f'{place}.student: {type(student).__name__} declares no default tap; name one. '
-                       f'Possible: {", ".join(modules)}')
+        raise TapError(
+            f'{place}.student: {type(student).__name__} declares no default tap; name one. '
+            f'Possible: {", ".join(modules)}'
+        )
     teacher_tap = option.get('teacher') or default_teacher_tap(teacher, student_tap)
 
     feature = _feature(student, student_tap, student_inputs, f'{place}.student')
     with torch.no_grad():
         target = _feature(teacher, teacher_tap, teacher_inputs, f'{place}.teacher')
     if feature.shape[2:] != target.shape[2:]:
-        raise TapError(f'{place}: the features differ in size: student {student_tap} gives {tuple(feature.shape)}, '
-                       f'teacher {teacher_tap} gives {tuple(target.shape)}. Tap places of equal resolution.')
+        raise TapError(
+            f'{place}: the features differ in size: student {student_tap} gives {tuple(feature.shape)}, '
+            f'teacher {teacher_tap} gives {tuple(target.shape)}. Tap places of equal resolution.'
+        )
 
     estimator = None
     if option.get('estimator'):
@@ -160,15 +191,19 @@ def _check_trains(link: Link, feature: Tensor, target: Tensor, place: str) -> No
     try:
         value = link.loss(estimate, target)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionsError(f'{place}: {what} cannot compare student {link.student} {tuple(feature.shape)} with teacher '
-                           f'{link.teacher} {tuple(target.shape)}: {error}') from None
+        raise OptionsError(
+            f'{place}: {what} cannot compare student {link.student} {tuple(feature.shape)} with teacher '
+            f'{link.teacher} {tuple(target.shape)}: {error}'
+        ) from None
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise OptionsError(f'{place}.loss: {what} does not return a scalar. Use reduction mean or sum.')
     gradient = None
     if value.requires_grad:
-        gradient, = torch.autograd.grad(value, probe, allow_unused=True)
+        (gradient,) = torch.autograd.grad(value, probe, allow_unused=True)
     if gradient is None:
-        raise OptionsError(f'{place}.loss: {what} carries no gradient to the student, so this link would train nothing.')
+        raise OptionsError(
+            f'{place}.loss: {what} carries no gradient to the student, so this link would train nothing.'
+        )
 
 
 def transfer_weights(mapping: Mapping[str, str], teacher: nn.Module, student: nn.Module, place: str) -> list[str]:
@@ -191,12 +226,17 @@ def transfer_weights(mapping: Mapping[str, str], teacher: nn.Module, student: nn
         source = _submodule(teacher, source_path, place)
         target = _submodule(student, target_path, place)
         ours, theirs = source.state_dict(), target.state_dict()
-        differing = sorted(key for key in ours.keys() | theirs.keys()
-                           if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape)
+        differing = sorted(
+            key
+            for key in ours.keys() | theirs.keys()
+            if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape
+        )
         if differing:
-            raise OptionsError(f'{place}: {source_path} of the teacher ({type(source).__name__}) and {target_path} of the '
-                               f'student ({type(target).__name__}) are different networks: {len(differing)} tensors '
-                               f'differ, first {differing[0]}.')
+            raise OptionsError(
+                f'{place}: {source_path} of the teacher ({type(source).__name__}) and {target_path} of the '
+                f'student ({type(target).__name__}) are different networks: {len(differing)} tensors '
+                f'differ, first {differing[0]}.'
+            )
         target.load_state_dict(ours)
         copied += [key if target_path == '.' else f'{target_path}.{key}' for key in ours]
     return copied
@@ -206,5 +246,7 @@ def _submodule(net: nn.Module, path: str, place: str) -> nn.Module:
     try:
         return net if path == '.' else net.get_submodule(path)
     except AttributeError:
-        raise OptionsError(f'{place}: {type(net).__name__} has no module {path!r}. '
-                           f'{choice(path, [name for name, _ in net.named_children()])}') from None
+        raise OptionsError(
+            f'{place}: {type(net).__name__} has no module {path!r}. '
+            f'{choice(path, [name for name, _ in net.named_children()])}'
+        ) from None

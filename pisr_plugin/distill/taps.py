@@ -107,13 +107,17 @@ class TapReader:
         def record(text: str, tap: Tap, value: object) -> None:
             calls[text] += 1
             if tap.call is None and calls[text] > 1:
-                raise TapError(f'{type(self.net).__name__}: {tap.path} is called more than once in a forward pass. '
-                               f'Choose the call: {tap.path}#1, {tap.path}#2, ...')
+                raise TapError(
+                    f'{type(self.net).__name__}: {tap.path} is called more than once in a forward pass. '
+                    f'Choose the call: {tap.path}#1, {tap.path}#2, ...'
+                )
             if tap.call not in (None, calls[text]):
                 return
             if not isinstance(value, Tensor):
-                raise TapError(f'{type(self.net).__name__}: {text} yields {type(value).__name__}, not a tensor. '
-                               'Tap a module inside it.')
+                raise TapError(
+                    f'{type(self.net).__name__}: {text} yields {type(value).__name__}, not a tensor. '
+                    'Tap a module inside it.'
+                )
             features[text] = value.clone() if self._copies[text] else value
             originals[text] = (value, value._version)
             if stop and len(features) == len(self.taps):
@@ -124,7 +128,8 @@ class TapReader:
             if tap.at_input:
                 return module.register_forward_pre_hook(
                     lambda _, args, kwargs: record(text, tap, args[0] if args else next(iter(kwargs.values()), None)),
-                    with_kwargs=True)
+                    with_kwargs=True,
+                )
             return module.register_forward_hook(lambda _, args, output: record(text, tap, output))
 
         self._originals, self._calls = originals, calls
@@ -142,11 +147,15 @@ class TapReader:
             if text not in features:
                 ran = self._calls[text]
                 what = f'ran {ran} time(s)' if ran else 'did not run'
-                raise TapError(f'{type(self.net).__name__}: {text} was not reached: {tap.path} {what} in the forward pass.')
+                raise TapError(
+                    f'{type(self.net).__name__}: {text} was not reached: {tap.path} {what} in the forward pass.'
+                )
         overwritten = {text: value._version != version for text, (value, version) in self._originals.items()}
         if not self._settled:
             self._copies, self._settled = overwritten, True
         for text, changed in overwritten.items():
             if changed and not self._copies[text]:
-                raise TapError(f'{type(self.net).__name__}: {text} was overwritten by a later layer in this pass but not '
-                               'in the first one. Build a new reader for a network whose control flow has changed.')
+                raise TapError(
+                    f'{type(self.net).__name__}: {text} was overwritten by a later layer in this pass but not '
+                    'in the first one. Build a new reader for a network whose control flow has changed.'
+                )

@@ -23,16 +23,26 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
 def add_recipe_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds the flags that choose and change a recipe."""
     parser.add_argument('-opt', required=required, metavar='RECIPE', help='recipe or resolved options file (YAML)')
-    parser.add_argument('--force_yml', nargs='+', default=[], metavar='A:B=C',
-                        help='change options, e.g. train:total_iter=1000 network_g:num_feat=52')
+    parser.add_argument(
+        '--force_yml',
+        nargs='+',
+        default=[],
+        metavar='A:B=C',
+        help='change options, e.g. train:total_iter=1000 network_g:num_feat=52',
+    )
     parser.add_argument('--stage', help='one stage of the recipe instead of all')
     add_plugin_flag(parser)
 
 
 def add_plugin_flag(parser: argparse.ArgumentParser) -> None:
     """Adds the flag that :func:`import_plugins` reads."""
-    parser.add_argument('--plugin', action='append', default=[], metavar='MODULE',
-                        help='import this module first, for the networks and losses that it registers')
+    parser.add_argument(
+        '--plugin',
+        action='append',
+        default=[],
+        metavar='MODULE',
+        help='import this module first, for the networks and losses that it registers',
+    )
 
 
 def load_recipe(args: argparse.Namespace) -> dict:
@@ -49,7 +59,6 @@ def import_plugins(plugins: Iterable[str]) -> None:
             importlib.import_module(plugin)
         except ImportError as error:
             raise OptionsError(f'--plugin {plugin}: {error}') from None
-
 
 
 def run(command: Callable[[], int | None]) -> int:

@@ -42,20 +42,27 @@ def process_group(launcher: str, backend: str | None = None, port: int | None = 
 
 
 def _torchrun(environment: Mapping[str, str]) -> int:
-    missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in environment]
+    missing = [
+        name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in environment
+    ]
     if missing:
-        raise OptionsError(f'--launcher pytorch: {", ".join(missing)} not set. Start with torchrun --nproc_per_node N '
-                           'tools/train.py -opt RECIPE --launcher pytorch')
+        raise OptionsError(
+            f'--launcher pytorch: {", ".join(missing)} not set. Start with torchrun --nproc_per_node N '
+            'tools/train.py -opt RECIPE --launcher pytorch'
+        )
     return int(environment['LOCAL_RANK'])
 
 
 def _slurm(environment: Mapping[str, str], port: int | None) -> int:
-    missing = [name for name in ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NODELIST') if name not in environment]
+    missing = [
+        name for name in ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NODELIST') if name not in environment
+    ]
     if missing:
         raise OptionsError(f'--launcher slurm: {", ".join(missing)} not set. Start with srun.')
     if 'MASTER_ADDR' not in environment:
-        hosts = subprocess.run(['scontrol', 'show', 'hostnames', environment['SLURM_NODELIST']], check=True, text=True,
-                               capture_output=True)
+        hosts = subprocess.run(
+            ['scontrol', 'show', 'hostnames', environment['SLURM_NODELIST']], check=True, text=True, capture_output=True
+        )
         os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
     os.environ.setdefault('MASTER_PORT', str(port or 29500))
     os.environ.update(RANK=environment['SLURM_PROCID'], WORLD_SIZE=environment['SLURM_NTASKS'])

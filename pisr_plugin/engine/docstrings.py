@@ -42,7 +42,7 @@ def _section(doc: str) -> dict[str, Entry]:
     docs: dict[str, Entry] = {}
     names: list[str] = []
     levels: set[int] = set()  # indentations at which entries begin
-    for line in filter(str.strip, lines[start + 1:]):
+    for line in filter(str.strip, lines[start + 1 :]):
         depth = _indent(line)
         if depth <= header:
             break

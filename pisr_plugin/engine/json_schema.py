@@ -31,10 +31,15 @@ def _recipe(name: str, stage: Fields, defs: dict[str, dict]) -> dict:
     own = defs[name]['properties']
     return {
         'properties': {
-            '_base_': {'anyOf': [TEXT.json(defs), TEXTS.json(defs)],
-                       'description': 'File or files, relative to this one, that this recipe is merged over.'},
-            'stages': loosely('object', additionalProperties={'$ref': f'#/$defs/{name}'},
-                              description='What each stage changes in the common options; ~ removes an option.'),
+            '_base_': {
+                'anyOf': [TEXT.json(defs), TEXTS.json(defs)],
+                'description': 'File or files, relative to this one, that this recipe is merged over.',
+            },
+            'stages': loosely(
+                'object',
+                additionalProperties={'$ref': f'#/$defs/{name}'},
+                description='What each stage changes in the common options; ~ removes an option.',
+            ),
             **{key: {'$ref': f'#/$defs/{name}/properties/{key}'} for key in own},
         },
         'patternProperties': defs[name]['patternProperties'],

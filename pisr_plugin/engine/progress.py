@@ -28,14 +28,17 @@ class Progress:
         active: False on ranks that stay silent.
     """
 
-    def __init__(self, name: str, start_iter: int, total_iter: int, folder: Path, tb_logger=None, active: bool = True) -> None:
+    def __init__(
+        self, name: str, start_iter: int, total_iter: int, folder: Path, tb_logger=None, active: bool = True
+    ) -> None:
         self.name, self.start_iter, self.total_iter = name, start_iter, total_iter
         self.tb_logger, self.active = tb_logger, active
         self.started = time.monotonic()
         self.metrics_file = folder / 'metrics.jsonl'
         on_terminal = active and sys.stderr.isatty()
-        self.bar = tqdm(total=total_iter, initial=start_iter, unit='it', desc=name, dynamic_ncols=True,
-                        disable=not on_terminal)
+        self.bar = tqdm(
+            total=total_iter, initial=start_iter, unit='it', desc=name, dynamic_ncols=True, disable=not on_terminal
+        )
         self._redirect = logging_redirect_tqdm([get_root_logger()]) if on_terminal else None
         if self._redirect:
             self._redirect.__enter__()
@@ -44,8 +47,15 @@ class Progress:
         """Counts one iteration."""
         self.bar.update()
 
-    def losses(self, epoch: int, current_iter: int, lrs: list[float], iter_time: float, data_time: float,
-               losses: dict[str, float]) -> None:
+    def losses(
+        self,
+        epoch: int,
+        current_iter: int,
+        lrs: list[float],
+        iter_time: float,
+        data_time: float,
+        losses: dict[str, float],
+    ) -> None:
         """Reports the latest iteration."""
         if not self.active:
             return
@@ -53,10 +63,14 @@ class Progress:
         left = (time.monotonic() - self.started) / max(done, 1) * (self.total_iter - current_iter)
         rates = ''.join(f'{lr:.3e},' for lr in lrs)
         terms = ' '.join(f'{key}: {value:.4e}' for key, value in losses.items())
-        get_root_logger().info(f'[{self.name}][epoch:{epoch:3d}, iter:{current_iter:8,d}, lr:({rates})] '
-                               f'[eta: {datetime.timedelta(seconds=int(left))}, time (data): {iter_time:.3f} '
-                               f'({data_time:.3f})] {terms}')
-        self._write({'iter': current_iter, 'epoch': epoch, 'lr': lrs[0], 'time': iter_time, 'data_time': data_time, **losses})
+        get_root_logger().info(
+            f'[{self.name}][epoch:{epoch:3d}, iter:{current_iter:8,d}, lr:({rates})] '
+            f'[eta: {datetime.timedelta(seconds=int(left))}, time (data): {iter_time:.3f} '
+            f'({data_time:.3f})] {terms}'
+        )
+        self._write(
+            {'iter': current_iter, 'epoch': epoch, 'lr': lrs[0], 'time': iter_time, 'data_time': data_time, **losses}
+        )
         if self.tb_logger:
             for key, value in losses.items():
                 self.tb_logger.add_scalar(f'losses/{key}' if key.startswith('l_') else key, value, current_iter)
@@ -64,7 +78,9 @@ class Progress:
     def metrics(self, current_iter: int, dataset: str, values: dict[str, float]) -> None:
         """Records a validation; the model has logged it already."""
         if self.active:
-            self._write({'iter': current_iter, 'dataset': dataset, **{key: float(value) for key, value in values.items()}})
+            self._write(
+                {'iter': current_iter, 'dataset': dataset, **{key: float(value) for key, value in values.items()}}
+            )
 
     def close(self) -> None:
         """Ends the bar and the TensorBoard file."""

@@ -23,8 +23,9 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f'{key_node.value!r} is given twice',
-                                                        key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f'{key_node.value!r} is given twice', key_node.start_mark
+                )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -42,11 +43,13 @@ def compose(path: str | Path) -> dict:
     _check_file(path, ())
     try:
         # mmengine loads YAML with a loader that builds Python objects; _check_file has refused files that name any.
-        config = Config.fromfile(str(path), use_predefined_variables=False, import_custom_modules=False,
-                                 use_environment_variables=False)
+        config = Config.fromfile(
+            str(path), use_predefined_variables=False, import_custom_modules=False, use_environment_variables=False
+        )
     except KeyError as error:
-        raise OptionsError(f'{path}: {error.args[0]}. Chain the bases: let one of them name the other as its '
-                           '_base_.') from None
+        raise OptionsError(
+            f'{path}: {error.args[0]}. Chain the bases: let one of them name the other as its _base_.'
+        ) from None
     except TypeError as error:  # a mapping merged over a scalar; mmengine names the keys
         raise OptionsError(f'{path}: {error}') from None
     return _numbers(config.to_dict())
@@ -96,7 +99,8 @@ def override(recipe: dict, entries: Iterable[str], flag: str = '--force_yml') ->
         flag: Where the entries were given, for messages.
 
     Raises:
-        OptionsError: an entry has no ``=``, its value is not YAML, or its path runs through something else than a mapping.
+        OptionsError: an entry has no ``=``, its value is not YAML, or its path runs through something else than a
+            mapping.
     """
     for entry in entries:
         place = f'{flag} {entry!r}'
@@ -150,6 +154,7 @@ def resolve(options: dict, *fallbacks: dict) -> dict:
     Raises:
         OptionsError: a path does not exist or refers to itself.
     """
+
     def look_up(path: str, place: str) -> Any:
         for root in (options, *fallbacks):
             node: Any = root
@@ -157,8 +162,7 @@ def resolve(options: dict, *fallbacks: dict) -> dict:
                 node = node.get(key) if isinstance(node, Mapping) else None
             if node is not None:
                 return node
-        raise OptionsError(f'{place}: ${{{path}}} refers to an option that does not exist. '
-                           f'{choice(path, options)}')
+        raise OptionsError(f'{place}: ${{{path}}} refers to an option that does not exist. {choice(path, options)}')
 
     def walk(value: Any, place: str, pending: tuple[str, ...]) -> Any:
         if isinstance(value, Mapping):

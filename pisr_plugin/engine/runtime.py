@@ -42,8 +42,9 @@ def runtime_options(stage: Stage, folder: Path, is_train: bool) -> dict:
                 dataset[key] = os.path.expanduser(dataset[key])
     opt['path'] = {**opt.get('path', {}), 'log': str(folder), 'visualization': str(folder / 'visualization')}
     if is_train:
-        opt['path'].update(experiments_root=str(folder), models=str(folder / 'models'),
-                           training_states=str(folder / 'training_states'))
+        opt['path'].update(
+            experiments_root=str(folder), models=str(folder / 'models'), training_states=str(folder / 'training_states')
+        )
         opt['logger'].setdefault('use_tb_logger', False)
         opt['datasets'] = {key: value for key, value in opt['datasets'].items() if value['phase'] in ('train', 'val')}
     else:
@@ -60,10 +61,14 @@ def _gpus(wanted: int | str, dist: bool) -> int:
     if wanted == 'auto':
         return available if dist else min(available, 1)
     if wanted > available:
-        raise OptionsError(f'num_gpu: {wanted}, but this machine has {available} CUDA device(s). Use auto, or 0 for the CPU.')
+        raise OptionsError(
+            f'num_gpu: {wanted}, but this machine has {available} CUDA device(s). Use auto, or 0 for the CPU.'
+        )
     if wanted > 1 and not dist:
-        raise OptionsError(f'num_gpu: {wanted} in one process. Start one process per GPU: torchrun --nproc_per_node '
-                           f'{wanted} tools/train.py -opt RECIPE --launcher pytorch')
+        raise OptionsError(
+            f'num_gpu: {wanted} in one process. Start one process per GPU: torchrun --nproc_per_node '
+            f'{wanted} tools/train.py -opt RECIPE --launcher pytorch'
+        )
     return wanted
 
 

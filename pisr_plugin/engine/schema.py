@@ -93,13 +93,21 @@ TEXT = Plain('text', lambda v: isinstance(v, str), _TEXT)
 NUMBER = Plain('a number', _is_number, _NUMBER)
 WHOLE = Plain('a whole number', _is_whole, loosely('integer'))
 POSITIVE = Plain('a whole number above 0', lambda v: _is_whole(v) and v > 0, loosely('integer', minimum=1))
-NUMBERS = Plain('a list of numbers', lambda v: isinstance(v, (list, tuple)) and all(map(_is_number, v)),
-                loosely('array', items=_NUMBER))
-TEXTS = Plain('a list of texts', lambda v: isinstance(v, (list, tuple)) and all(isinstance(x, str) for x in v),
-              loosely('array', items=_TEXT))
-MODULES = Plain('a mapping of module paths, teacher: student,',
-                lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for pair in v.items() for x in pair),
-                _mapping({}, additionalProperties=_TEXT))
+NUMBERS = Plain(
+    'a list of numbers',
+    lambda v: isinstance(v, (list, tuple)) and all(map(_is_number, v)),
+    loosely('array', items=_NUMBER),
+)
+TEXTS = Plain(
+    'a list of texts',
+    lambda v: isinstance(v, (list, tuple)) and all(isinstance(x, str) for x in v),
+    loosely('array', items=_TEXT),
+)
+MODULES = Plain(
+    'a mapping of module paths, teacher: student,',
+    lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for pair in v.items() for x in pair),
+    _mapping({}, additionalProperties=_TEXT),
+)
 
 
 class OneOf(Plain):
@@ -119,8 +127,13 @@ class Fields(Rule):
         open_ended: Whether other keys are somebody else's business.
     """
 
-    def __init__(self, rules: Mapping[str, Rule], required: Sequence[str] = (),
-                 patterns: Mapping[str, Rule] | None = None, open_ended: bool = False) -> None:
+    def __init__(
+        self,
+        rules: Mapping[str, Rule],
+        required: Sequence[str] = (),
+        patterns: Mapping[str, Rule] | None = None,
+        open_ended: bool = False,
+    ) -> None:
         self.rules, self.required, self.patterns, self.open_ended = rules, required, patterns or {}, open_ended
 
     def check(self, value: Any, place: str, problems: list[str]) -> None:
@@ -135,15 +148,19 @@ class Fields(Rule):
             if rule is not None:
                 rule.check(item, where, problems)
             elif not self.open_ended:
-                problems.append(f'{where}: unknown key. {choice(key, [*self.rules, *(f"{p}*" for p in self.patterns)])}')
+                problems.append(
+                    f'{where}: unknown key. {choice(key, [*self.rules, *(f"{p}*" for p in self.patterns)])}'
+                )
         for key in self.required:
             if value.get(key) is None:
                 problems.append(f'{f"{place}.{key}" if place else key}: missing')
 
     def json(self, defs: dict[str, dict]) -> dict:
-        return _mapping({key: rule.json(defs) for key, rule in self.rules.items()},
-                        patternProperties={f'^{prefix}': rule.json(defs) for prefix, rule in self.patterns.items()},
-                        additionalProperties=self.open_ended)
+        return _mapping(
+            {key: rule.json(defs) for key, rule in self.rules.items()},
+            patternProperties={f'^{prefix}': rule.json(defs) for prefix, rule in self.patterns.items()},
+            additionalProperties=self.open_ended,
+        )
 
 
 class Named(Rule):
@@ -183,8 +200,10 @@ class Block(Rule):
             return
         target = registered(self.registry, value['type'])
         if target is None:
-            problems.append(f'{place}.type: {value["type"]!r} is not registered. '
-                            f'{choice(value["type"], registered_names(self.registry))}')
+            problems.append(
+                f'{place}.type: {value["type"]!r} is not registered. '
+                f'{choice(value["type"], registered_names(self.registry))}'
+            )
             return
         parameters, takes_any = arguments(target)
         for key, item in value.items():
@@ -196,9 +215,11 @@ class Block(Rule):
             elif key in parameters:
                 self._check_argument(argument_type(target, key), item, where, problems)
             elif not takes_any:
-                problems.append(f'{where}: {value["type"]} has no such argument. '
-                                f'{choice(key, [p for p in parameters if p not in self.given])} '
-                                '(_delete_: true beside type drops what a base recipe gave)')
+                problems.append(
+                    f'{where}: {value["type"]} has no such argument. '
+                    f'{choice(key, [p for p in parameters if p not in self.given])} '
+                    '(_delete_: true beside type drops what a base recipe gave)'
+                )
         for name, parameter in parameters.items():
             if parameter.default is parameter.empty and name not in value and name not in self.given:
                 problems.append(f'{place}.{name}: missing; {value["type"]} needs it')
@@ -225,11 +246,16 @@ class Block(Rule):
                 parameters, takes_any = arguments(target)
                 if takes_any or set(self.given) <= set(parameters):
                     own = {'const': kind, 'description': first_sentence(target)}
-                    types[kind] = _mapping({'type': own, **self._json_arguments(target, defs), **extra},
-                                           additionalProperties=takes_any)
-            defs[name] = _mapping({'type': _one_of(list(types)), **extra}, allOf=[
-                {'if': {'properties': {'type': {'const': kind}}, 'required': ['type']}, 'then': then}
-                for kind, then in types.items()])
+                    types[kind] = _mapping(
+                        {'type': own, **self._json_arguments(target, defs), **extra}, additionalProperties=takes_any
+                    )
+            defs[name] = _mapping(
+                {'type': _one_of(list(types)), **extra},
+                allOf=[
+                    {'if': {'properties': {'type': {'const': kind}}, 'required': ['type']}, 'then': then}
+                    for kind, then in types.items()
+                ],
+            )
         return {'$ref': f'#/$defs/{name}'}
 
     def _json_arguments(self, target: Any, defs: dict[str, dict]) -> dict[str, dict]:
@@ -252,8 +278,10 @@ class Block(Rule):
 def arguments(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     """The named arguments of a registered object, and whether it takes any others."""
     parameters = inspect.signature(target).parameters.values()
-    return ({p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)},
-            any(p.kind is p.VAR_KEYWORD for p in parameters))
+    return (
+        {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)},
+        any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
 
 
 def argument_type(target: Any, name: str) -> str:
@@ -281,12 +309,28 @@ def registered_names(registry: Registry) -> list[str]:
 
 
 DATASET_KEYS = {
-    'name': TEXT, 'type': TEXT, 'dataroot_gt': TEXT, 'dataroot_lq': TEXT, 'meta_info_file': TEXT,
-    'filename_tmpl': TEXT, 'io_backend': Fields({'type': OneOf('disk', 'lmdb', 'memcached')}, ['type'], open_ended=True),
-    'color': OneOf('y', 'rgb'), 'gt_size': POSITIVE, 'use_hflip': FLAG, 'use_rot': FLAG, 'mean': NUMBERS, 'std': NUMBERS,
-    'num_worker_per_gpu': WHOLE, 'batch_size_per_gpu': POSITIVE, 'dataset_enlarge_ratio': POSITIVE,
-    'prefetch_mode': OneOf('cpu', 'cuda'), 'num_prefetch_queue': POSITIVE, 'pin_memory': FLAG,
-    'persistent_workers': FLAG, 'phase': TEXT, 'scale': POSITIVE,
+    'name': TEXT,
+    'type': TEXT,
+    'dataroot_gt': TEXT,
+    'dataroot_lq': TEXT,
+    'meta_info_file': TEXT,
+    'filename_tmpl': TEXT,
+    'io_backend': Fields({'type': OneOf('disk', 'lmdb', 'memcached')}, ['type'], open_ended=True),
+    'color': OneOf('y', 'rgb'),
+    'gt_size': POSITIVE,
+    'use_hflip': FLAG,
+    'use_rot': FLAG,
+    'mean': NUMBERS,
+    'std': NUMBERS,
+    'num_worker_per_gpu': WHOLE,
+    'batch_size_per_gpu': POSITIVE,
+    'dataset_enlarge_ratio': POSITIVE,
+    'prefetch_mode': OneOf('cpu', 'cuda'),
+    'num_prefetch_queue': POSITIVE,
+    'pin_memory': FLAG,
+    'persistent_workers': FLAG,
+    'phase': TEXT,
+    'scale': POSITIVE,
 }
 
 
@@ -299,7 +343,9 @@ class Dataset(Rule):
             return
         kind = value.get('type')
         if registered(DATASET_REGISTRY, kind) is None:
-            problems.append(f'{place}.type: {kind!r} is not registered. {choice(kind, registered_names(DATASET_REGISTRY))}')
+            problems.append(
+                f'{place}.type: {kind!r} is not registered. {choice(kind, registered_names(DATASET_REGISTRY))}'
+            )
             return
         required = ['name', 'type']
         if place.split('.')[-1] == 'train':
@@ -312,31 +358,56 @@ class Dataset(Rule):
 
     def json(self, defs: dict[str, dict]) -> dict:
         docs = argument_docs(registered(DATASET_REGISTRY, 'PairedImageDataset'))
-        keys = {key: {**rule.json(defs), **({'description': docs[key].text} if key in docs else {})}
-                for key, rule in DATASET_KEYS.items()}
+        keys = {
+            key: {**rule.json(defs), **({'description': docs[key].text} if key in docs else {})}
+            for key, rule in DATASET_KEYS.items()
+        }
         keys['type'] = _one_of(registered_names(DATASET_REGISTRY))
         paired = {'properties': {'type': {'const': 'PairedImageDataset'}}, 'required': ['type']}
-        defs['dataset'] = _mapping(keys, **{'if': paired, 'then': _mapping(dict.fromkeys(keys, True),
-                                                                           additionalProperties=False)})
+        defs['dataset'] = _mapping(
+            keys, **{'if': paired, 'then': _mapping(dict.fromkeys(keys, True), additionalProperties=False)}
+        )
         return {'$ref': '#/$defs/dataset'}
 
 
 LOSS = Block(LOSS_REGISTRY)
 NETWORK = Block(ARCH_REGISTRY)
-LINK = Fields({
-    'student': TEXT, 'teacher': TEXT,
-    'estimator': Block(ARCH_REGISTRY, given=('in_ch', 'out_ch')),
-    'loss': Block(LOSS_REGISTRY, extra={'from_iter': WHOLE, 'to_iter': WHOLE}),
-}, ['loss'])
-SCHEDULER = Fields({
-    'type': OneOf('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR'), 'milestones': NUMBERS, 'gamma': NUMBER,
-    'periods': NUMBERS, 'restarts': NUMBERS, 'restart_weights': NUMBERS, 'eta_min': NUMBER,
-}, ['type'])
-OPTIMISER = Fields({'type': TEXT, 'lr': NUMBER, 'betas': NUMBERS, 'weight_decay': NUMBER, 'eps': NUMBER}, ['type', 'lr'],
-                   open_ended=True)
+LINK = Fields(
+    {
+        'student': TEXT,
+        'teacher': TEXT,
+        'estimator': Block(ARCH_REGISTRY, given=('in_ch', 'out_ch')),
+        'loss': Block(LOSS_REGISTRY, extra={'from_iter': WHOLE, 'to_iter': WHOLE}),
+    },
+    ['loss'],
+)
+SCHEDULER = Fields(
+    {
+        'type': OneOf('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR'),
+        'milestones': NUMBERS,
+        'gamma': NUMBER,
+        'periods': NUMBERS,
+        'restarts': NUMBERS,
+        'restart_weights': NUMBERS,
+        'eta_min': NUMBER,
+    },
+    ['type'],
+)
+OPTIMISER = Fields(
+    {'type': TEXT, 'lr': NUMBER, 'betas': NUMBERS, 'weight_decay': NUMBER, 'eps': NUMBER},
+    ['type', 'lr'],
+    open_ended=True,
+)
 TRAIN = {
-    'total_iter': POSITIVE, 'warmup_iter': WHOLE, 'ema_decay': NUMBER, 'optim_g': OPTIMISER, 'scheduler': SCHEDULER,
-    'pixel_opt': LOSS, 'imitation_opt': LOSS, 'weight_transfer': MODULES, 'distill_opt': Named(LINK),
+    'total_iter': POSITIVE,
+    'warmup_iter': WHOLE,
+    'ema_decay': NUMBER,
+    'optim_g': OPTIMISER,
+    'scheduler': SCHEDULER,
+    'pixel_opt': LOSS,
+    'imitation_opt': LOSS,
+    'weight_transfer': MODULES,
+    'distill_opt': Named(LINK),
 }
 
 
@@ -344,22 +415,61 @@ def stage_rule(options: Mapping) -> Fields:
     """The rule for the options of one stage; only ``model_type`` and ``network_t`` of ``options`` matter."""
     # Other model types read options of their own in train; what they share with ours is still checked.
     ours = options.get('model_type') == 'PISRModel'
-    return Fields({
-        'name': TEXT, 'scale': POSITIVE, 'manual_seed': WHOLE, 'find_unused_parameters': FLAG,
-        'model_type': Plain(f'a registered model ({", ".join(registered_names(MODEL_REGISTRY))})',
-                            lambda v: registered(MODEL_REGISTRY, v) is not None,
-                            _one_of(registered_names(MODEL_REGISTRY))),
-        'num_gpu': Plain("a whole number or 'auto'", lambda v: v == 'auto' or _is_whole(v) and v >= 0,
-                         loosely('integer', minimum=0, pattern=f'^auto$|{REFERENCE}')),
-        'dist_params': Fields({'backend': OneOf('nccl', 'gloo'), 'port': WHOLE}),
-        'datasets': Fields({'train': Dataset()}, patterns={'val': Dataset(), 'test': Dataset()}),
-        'path': Fields({'resume_state': TEXT, 'ignore_resume_networks': TEXTS},
-                       patterns={'pretrain_network_': TEXT, 'param_key_': TEXT, 'strict_load_': FLAG}),
-        'train': Fields(TRAIN, ['total_iter', 'optim_g', 'scheduler'] if ours else ['total_iter'], open_ended=not ours),
-        'val': Fields({'val_freq': POSITIVE, 'save_img': FLAG, 'pbar': FLAG, 'suffix': TEXT, 'use_image': FLAG,
-                       'metrics': Named(Block(METRIC_REGISTRY, extra={'better': OneOf('higher', 'lower')},
-                                              given=('img', 'img2')))}, open_ended=not ours),
-        'logger': Fields({'print_freq': POSITIVE, 'save_checkpoint_freq': POSITIVE, 'use_tb_logger': FLAG,
-                          'wandb': Fields({'project': TEXT, 'resume_id': TEXT})}, ['print_freq', 'save_checkpoint_freq']),
-    }, ['name', 'model_type', 'scale', 'datasets', 'logger', 'network_t' if ours and 'network_t' in options else 'network_g'],
-        patterns={'network_': NETWORK})
+    return Fields(
+        {
+            'name': TEXT,
+            'scale': POSITIVE,
+            'manual_seed': WHOLE,
+            'find_unused_parameters': FLAG,
+            'model_type': Plain(
+                f'a registered model ({", ".join(registered_names(MODEL_REGISTRY))})',
+                lambda v: registered(MODEL_REGISTRY, v) is not None,
+                _one_of(registered_names(MODEL_REGISTRY)),
+            ),
+            'num_gpu': Plain(
+                "a whole number or 'auto'",
+                lambda v: v == 'auto' or _is_whole(v) and v >= 0,
+                loosely('integer', minimum=0, pattern=f'^auto$|{REFERENCE}'),
+            ),
+            'dist_params': Fields({'backend': OneOf('nccl', 'gloo'), 'port': WHOLE}),
+            'datasets': Fields({'train': Dataset()}, patterns={'val': Dataset(), 'test': Dataset()}),
+            'path': Fields(
+                {'resume_state': TEXT, 'ignore_resume_networks': TEXTS},
+                patterns={'pretrain_network_': TEXT, 'param_key_': TEXT, 'strict_load_': FLAG},
+            ),
+            'train': Fields(
+                TRAIN, ['total_iter', 'optim_g', 'scheduler'] if ours else ['total_iter'], open_ended=not ours
+            ),
+            'val': Fields(
+                {
+                    'val_freq': POSITIVE,
+                    'save_img': FLAG,
+                    'pbar': FLAG,
+                    'suffix': TEXT,
+                    'use_image': FLAG,
+                    'metrics': Named(
+                        Block(METRIC_REGISTRY, extra={'better': OneOf('higher', 'lower')}, given=('img', 'img2'))
+                    ),
+                },
+                open_ended=not ours,
+            ),
+            'logger': Fields(
+                {
+                    'print_freq': POSITIVE,
+                    'save_checkpoint_freq': POSITIVE,
+                    'use_tb_logger': FLAG,
+                    'wandb': Fields({'project': TEXT, 'resume_id': TEXT}),
+                },
+                ['print_freq', 'save_checkpoint_freq'],
+            ),
+        },
+        [
+            'name',
+            'model_type',
+            'scale',
+            'datasets',
+            'logger',
+            'network_t' if ours and 'network_t' in options else 'network_g',
+        ],
+        patterns={'network_': NETWORK},
+    )

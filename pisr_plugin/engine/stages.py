@@ -103,11 +103,13 @@ def _take_hand_offs(stage: Stage, earlier: list[Stage]) -> None:
     for key, value in list(path.items()):
         if not (isinstance(value, str) and value.startswith(_HAND_OFF)):
             continue
-        source_name = value[len(_HAND_OFF):]
+        source_name = value[len(_HAND_OFF) :]
         source = next((s for s in earlier if s.name == source_name), None)
         if source is None:
-            raise OptionsError(f'stages.{stage.name}.path.{key}: {value!r} names no earlier stage. '
-                               f'{choice(source_name, [s.name for s in earlier])}')
+            raise OptionsError(
+                f'stages.{stage.name}.path.{key}: {value!r} names no earlier stage. '
+                f'{choice(source_name, [s.name for s in earlier])}'
+            )
         path[key] = str(source.checkpoint)
         stage.needs[f'path.{key}'] = source.checkpoint
         if source.options.get('train', {}).get('ema_decay'):

@@ -35,7 +35,9 @@ class Row:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``tools/test.py`` and ``pisr-test``."""
-    parser = cli.recipe_parser('Test the trained stages of a recipe, or the file given as path:pretrain_network_g=FILE.')
+    parser = cli.recipe_parser(
+        'Test the trained stages of a recipe, or the file given as path:pretrain_network_g=FILE.'
+    )
     parser.add_argument('--save_img', action='store_true', help='save the reconstructions')
     args = parser.parse_args(argv)
     return cli.run(lambda: test(args))
@@ -52,8 +54,10 @@ def test(args: argparse.Namespace) -> int:
     present = [stage for stage in tests if Path(stage.options['path'][f'pretrain_{stage.network}']).is_file()]
     if not present:
         missing = '\n'.join(f'  {stage.options["path"][f"pretrain_{stage.network}"]}' for stage in tests)
-        raise CheckpointError(f'nothing to test; none of these exists:\n{missing}\nTrain first, or name a file: '
-                              '--force_yml path:pretrain_network_g=FILE')
+        raise CheckpointError(
+            f'nothing to test; none of these exists:\n{missing}\nTrain first, or name a file: '
+            '--force_yml path:pretrain_network_g=FILE'
+        )
     check_data(present[0])
 
     folder = Path.cwd() / 'results' / present[0].folder.parent.name
@@ -83,7 +87,9 @@ def test_stage(stage: Stage, named: set[str] = frozenset(), save_img: bool = Fal
     trained = options.pop('train', None)
     key = f'path.pretrain_{stage.network}'
     path = {name: value for name, value in options['path'].items() if name.endswith(f'_{label}')}
-    if (trained and key not in named and f'stages.{stage.name}.{key}' not in named) or f'pretrain_{stage.network}' not in path:
+    if (
+        trained and key not in named and f'stages.{stage.name}.{key}' not in named
+    ) or f'pretrain_{stage.network}' not in path:
         path = {f'pretrain_{stage.network}': str(stage.checkpoint)}
         if trained and trained.get('ema_decay'):
             path[f'param_key_{label}'] = 'params_ema'
@@ -112,8 +118,12 @@ def bicubic(stage: Stage) -> Stage:
     channels = {1 if data.get('color') == 'y' else 3 for data in options['datasets'].values()}
     channel = channels.pop()
     options.pop('network_t', None)
-    options.update(name=f'{_recipe_name(stage)}_bicubic', model_type='PISRModel', path={},
-                   network_g={'type': 'Bicubic', 'upscale': options['scale'], 'num_in_ch': channel, 'num_out_ch': channel})
+    options.update(
+        name=f'{_recipe_name(stage)}_bicubic',
+        model_type='PISRModel',
+        path={},
+        network_g={'type': 'Bicubic', 'upscale': options['scale'], 'num_in_ch': channel, 'num_out_ch': channel},
+    )
     return Stage('bicubic', options, stage.folder.with_name('bicubic'))
 
 
@@ -148,13 +158,15 @@ def markdown(rows: list[Row], options: dict) -> str:
     sets = list(rows[0].results)
     metrics = options['val']['metrics']
     names = list(metrics)
-    y = all(block.get('test_y_channel') for block in metrics.values()) or \
-        all(data.get('color') == 'y' for data in options['datasets'].values())
+    y = all(block.get('test_y_channel') for block in metrics.values()) or all(
+        data.get('color') == 'y' for data in options['datasets'].values()
+    )
     border = '/'.join(str(v) for v in sorted({block.get('crop_border', 0) for block in metrics.values()}))
-    protocol = (f'{"/".join(names)} at x{options["scale"]} on {"Y of BT.601" if y else "RGB"}, images rounded to 8 bit, '
-                f'{border} pixels cut from each border, mean over images; torch {torch.__version__}')
-    lines = [protocol, '',
-             '| network | parameters | ' + ' | '.join(sets) + ' |', '|---|---|' + '---|' * len(sets)]
+    protocol = (
+        f'{"/".join(names)} at x{options["scale"]} on {"Y of BT.601" if y else "RGB"}, images rounded to 8 bit, '
+        f'{border} pixels cut from each border, mean over images; torch {torch.__version__}'
+    )
+    lines = [protocol, '', '| network | parameters | ' + ' | '.join(sets) + ' |', '|---|---|' + '---|' * len(sets)]
     for row in rows:
         cells = [' / '.join(_figure(row.results[name][metric]) for metric in names) for name in sets]
         lines.append(f'| {row.name} | {row.parameters:,} | ' + ' | '.join(cells) + ' |')

@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.recipe_parser('Train a recipe, stage by stage.')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the newest saved state of a stage')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
-    parser.add_argument('--debug', action='store_true', help='a run of its own that prints every iteration and saves every 8')
+    parser.add_argument(
+        '--debug', action='store_true', help='a run of its own that prints every iteration and saves every 8'
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     return cli.run(lambda: train(args))
@@ -82,21 +84,29 @@ def _train_stages(recipe: dict, args: argparse.Namespace) -> int:
 
 # -------------------------------------------------------------------------------------------------- before a stage
 
+
 def is_finished(stage: Stage) -> bool:
     """Whether the stage was trained to its end before.
 
     Raises:
         OptionsError: it was, with other options.
     """
-    if not all(file.is_file() for file in (stage.folder / 'result.json', stage.folder / 'options.yml', stage.checkpoint)):
+    if not all(
+        file.is_file() for file in (stage.folder / 'result.json', stage.folder / 'options.yml', stage.checkpoint)
+    ):
         return False
     saved = yaml.safe_load((stage.folder / 'options.yml').read_text(encoding='utf-8'))
-    differing = [(path, old, new) for path, old, new in _differences(saved, stage.options)
-                 if path.split('.')[0] not in _INCIDENTAL and not path.startswith(('datasets.val', 'datasets.test'))]
+    differing = [
+        (path, old, new)
+        for path, old, new in _differences(saved, stage.options)
+        if path.split('.')[0] not in _INCIDENTAL and not path.startswith(('datasets.val', 'datasets.test'))
+    ]
     if differing:
         lines = '\n'.join(f'  {path}: {old!r} then, {new!r} now' for path, old, new in differing[:10])
-        raise OptionsError(f'{stage.folder} holds this stage, finished with other options:\n{lines}\n'
-                           'Choose another name (--force_yml name=...), or move that folder away.')
+        raise OptionsError(
+            f'{stage.folder} holds this stage, finished with other options:\n{lines}\n'
+            'Choose another name (--force_yml name=...), or move that folder away.'
+        )
     return True
 
 
@@ -120,16 +130,21 @@ def preflight(stages: list[Stage]) -> None:
     for stage in stages:
         for place, path in stage.needs.items():
             if path not in to_come and not path.is_file():
-                raise CheckpointError(f'{place}: {path} does not exist. Train that stage first, or name a file: '
-                                      f'--force_yml {place.replace(".", ":")}=FILE')
+                raise CheckpointError(
+                    f'{place}: {path} does not exist. Train that stage first, or name a file: '
+                    f'--force_yml {place.replace(".", ":")}=FILE'
+                )
         for phase, dataset in stage.options['datasets'].items():
             check_dataset({**dataset, 'phase': phase.split('_')[0]}, f'datasets.{phase}', stage.options['scale'])
         opt = runtime_options(stage, stage.folder, is_train=True)
         if 'train' not in opt['datasets']:
             raise OptionsError('datasets.train: missing; there is nothing to train on.')
         opt.update(dist=False, num_gpu=0)
-        opt['path'] = {key: value for key, value in opt['path'].items()
-                       if not (key.startswith('pretrain_network') and Path(str(value)) in to_come)}
+        opt['path'] = {
+            key: value
+            for key, value in opt['path'].items()
+            if not (key.startswith('pretrain_network') and Path(str(value)) in to_come)
+        }
         with quiet(), torch.random.fork_rng(devices=[]):
             build_model(opt)
 
@@ -153,6 +168,7 @@ def stop_on_signal():
 
 
 # -------------------------------------------------------------------------------------------------- one stage
+
 
 def run_stage(stage: Stage, auto_resume: bool = False, header: str = '') -> bool:
     """Trains one stage.
@@ -186,8 +202,10 @@ def run_stage(stage: Stage, auto_resume: bool = False, header: str = '') -> bool
         check_resume(opt, state['iter'])
     train_loader, sampler, val_loaders, _, total_iter = create_train_val_dataloader(opt, logger)
     if len(train_loader) == 0:
-        raise DataError(f'datasets.train: {len(train_loader.dataset)} images make no full batch of '
-                        f'{opt["datasets"]["train"]["batch_size_per_gpu"]}. Raise dataset_enlarge_ratio.')
+        raise DataError(
+            f'datasets.train: {len(train_loader.dataset)} images make no full batch of '
+            f'{opt["datasets"]["train"]["batch_size_per_gpu"]}. Raise dataset_enlarge_ratio.'
+        )
     model = build_model(opt)
     start_epoch = start_iter = 0
     if state is not None:
@@ -199,8 +217,9 @@ def run_stage(stage: Stage, auto_resume: bool = False, header: str = '') -> bool
     progress = Progress(opt['name'], start_iter, total_iter, stage.folder, tb_logger, opt['rank'] == 0)
     try:
         with stop_on_signal() as asked:
-            finished = _iterate(model, opt, train_loader, sampler, val_loaders, progress, start_epoch, start_iter, total_iter,
-                                asked)
+            finished = _iterate(
+                model, opt, train_loader, sampler, val_loaders, progress, start_epoch, start_iter, total_iter, asked
+            )
     finally:
         progress.close()
     if finished and opt['rank'] == 0:
@@ -219,14 +238,26 @@ def share_cores(opt: dict) -> None:
         torch.set_num_threads(max(1, cores // opt['world_size'] - workers))
 
 
-def _iterate(model, opt: dict, train_loader, sampler, val_loaders: list, progress: Progress, start_epoch: int,
-             start_iter: int, total_iter: int, asked: list) -> dict | None:
+def _iterate(
+    model,
+    opt: dict,
+    train_loader,
+    sampler,
+    val_loaders: list,
+    progress: Progress,
+    start_epoch: int,
+    start_iter: int,
+    total_iter: int,
+    asked: list,
+) -> dict | None:
     """Runs iterations ``start_iter + 1`` to ``total_iter``; returns the last metrics, or None when asked to stop."""
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     print_freq, save_freq = opt['logger']['print_freq'], opt['logger']['save_checkpoint_freq']
     val_freq = opt.get('val', {}).get('val_freq')
     epoch, current_iter, saved_iter, results = start_epoch, start_iter, start_iter, {}
-    for current_iter, (epoch, batch) in zip(range(start_iter + 1, total_iter + 1), _batches(opt, train_loader, sampler, start_epoch)):
+    for current_iter, (epoch, batch) in zip(
+        range(start_iter + 1, total_iter + 1), _batches(opt, train_loader, sampler, start_epoch)
+    ):
         data_timer.record()
         model.update_learning_rate(current_iter, warmup_iter=opt['train'].get('warmup_iter', -1))
         model.feed_data(batch)
@@ -234,8 +265,14 @@ def _iterate(model, opt: dict, train_loader, sampler, val_loaders: list, progres
         iter_timer.record()
         progress.step()
         if current_iter % print_freq == 0:
-            progress.losses(epoch, current_iter, model.get_current_learning_rate(), iter_timer.get_avg_time(),
-                            data_timer.get_avg_time(), model.get_current_log())
+            progress.losses(
+                epoch,
+                current_iter,
+                model.get_current_learning_rate(),
+                iter_timer.get_avg_time(),
+                data_timer.get_avg_time(),
+                model.get_current_log(),
+            )
         if current_iter % save_freq == 0:
             model.save(epoch, current_iter)
             saved_iter = current_iter
@@ -310,5 +347,6 @@ def _tb_logger(opt: dict, folder: Path):
     try:
         return init_tb_logger(str(folder / 'tb_logger'))
     except ImportError:
-        raise OptionsError('logger.use_tb_logger: true needs TensorBoard. pip install tensorboard, or set it to '
-                           'false.') from None
+        raise OptionsError(
+            'logger.use_tb_logger: true needs TensorBoard. pip install tensorboard, or set it to false.'
+        ) from None

@@ -64,12 +64,16 @@ class PISRModel(SRModel):
         net = self._build(f'network_{label}', build_network).to(self.device)
         path = self.opt['path'].get(f'pretrain_network_{label}')
         if path is not None:
-            self.load_network(net, path, self.opt['path'].get(f'strict_load_{label}', True),
-                              self.opt['path'].get(f'param_key_{label}', 'params'))
+            self.load_network(
+                net,
+                path,
+                self.opt['path'].get(f'strict_load_{label}', True),
+                self.opt['path'].get(f'param_key_{label}', 'params'),
+            )
         return net
 
     def _build(self, place: str, builder: Callable, option: dict | None = None):
-        """Builds what ``option``, by default the options at ``place``, describes; a refused argument names the place."""
+        """Builds ``option``, by default the options at ``place``; a refused argument names the place."""
         if option is None:
             option = self.opt
             for key in place.split('.'):
@@ -89,8 +93,9 @@ class PISRModel(SRModel):
         if self.label == 'g' and self.opt.get('network_t'):
             self.teacher = self._build_network('t').eval().requires_grad_(False)
         elif links_opt or train_opt.get('weight_transfer'):
-            raise OptionsError('train.distill_opt and train.weight_transfer need a network_g to train and a network_t '
-                               'to learn from.')
+            raise OptionsError(
+                'train.distill_opt and train.weight_transfer need a network_g to train and a network_t to learn from.'
+            )
         if train_opt.get('weight_transfer') and not resuming:
             copied = transfer_weights(train_opt['weight_transfer'], self.teacher, self.net, 'train.weight_transfer')
             get_root_logger().info(f'Weight transfer: {len(copied)} tensors of network_t into network_g.')
@@ -101,10 +106,16 @@ class PISRModel(SRModel):
 
         self.links = []
         if links_opt:
-            self.links = build_links(links_opt, self.net, self.teacher, self._inputs(self.net, batch),
-                                     self._inputs(self.teacher, batch),
-                                     lambda place, option: self._build(place, build_network, option),
-                                     lambda place, option: self._build(place, build_loss, option), 'train.distill_opt')
+            self.links = build_links(
+                links_opt,
+                self.net,
+                self.teacher,
+                self._inputs(self.net, batch),
+                self._inputs(self.teacher, batch),
+                lambda place, option: self._build(place, build_network, option),
+                lambda place, option: self._build(place, build_loss, option),
+                'train.distill_opt',
+            )
             self.teacher_reader = TapReader(self.teacher, {link.teacher for link in self.links})
         if not (self.cri_pix or self.links):
             raise OptionsError('train has neither pixel_opt nor distill_opt: there is nothing to minimise.')
@@ -134,8 +145,9 @@ class PISRModel(SRModel):
         if not self.opt['dist']:
             return net
         device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
-        return DistributedDataParallel(net, device_ids=device_ids,
-                                       find_unused_parameters=self.opt.get('find_unused_parameters', False))
+        return DistributedDataParallel(
+            net, device_ids=device_ids, find_unused_parameters=self.opt.get('find_unused_parameters', False)
+        )
 
     def setup_optimizers(self) -> None:
         optim_opt = dict(self.opt['train']['optim_g'])
@@ -145,8 +157,11 @@ class PISRModel(SRModel):
 
     def get_optimizer(self, optim_type: str, params: list, lr: float, **kwargs) -> torch.optim.Optimizer:
         """Builds any optimizer of torch.optim by name (the released BasicSR knows Adam alone)."""
-        optimizers = {name: cls for name, cls in vars(torch.optim).items()
-                      if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)}
+        optimizers = {
+            name: cls
+            for name, cls in vars(torch.optim).items()
+            if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        }
         if optim_type not in optimizers:
             raise OptionsError(f'train.optim_g.type: unknown {optim_type!r}. {choice(optim_type, optimizers)}')
         try:
@@ -162,8 +177,10 @@ class PISRModel(SRModel):
         channels = 1 if data_opt.get('color') == 'y' else 3
         size = data_opt.get('gt_size') or 32 * scale
         generator = torch.Generator().manual_seed(0)
-        return {'lq': torch.rand(1, channels, size // scale, size // scale, generator=generator).to(self.device),
-                'gt': torch.rand(1, channels, size, size, generator=generator).to(self.device)}
+        return {
+            'lq': torch.rand(1, channels, size // scale, size // scale, generator=generator).to(self.device),
+            'gt': torch.rand(1, channels, size, size, generator=generator).to(self.device),
+        }
 
     @torch.no_grad()
     def _check_network(self, batch: dict[str, Tensor]) -> None:
@@ -174,16 +191,22 @@ class PISRModel(SRModel):
         try:
             sr, compact = self._split(self.net(*inputs))
         except (RuntimeError, ValueError) as error:
-            raise OptionsError(f'{key}: {name} cannot process patches of shape {[tuple(x.shape) for x in inputs]} '
-                               f'(datasets.train: gt_size, color; scale): {error}') from None
+            raise OptionsError(
+                f'{key}: {name} cannot process patches of shape {[tuple(x.shape) for x in inputs]} '
+                f'(datasets.train: gt_size, color; scale): {error}'
+            ) from None
         if sr.shape != batch['gt'].shape:
-            raise OptionsError(f'{key}: {name} turns {tuple(inputs[0].shape)} into {tuple(sr.shape)}, but with scale '
-                               f'{self.opt["scale"]} and this data it should be {tuple(batch["gt"].shape)}. Check scale, '
-                               f'{key}.upscale, num_out_ch and datasets.train.color.')
+            raise OptionsError(
+                f'{key}: {name} turns {tuple(inputs[0].shape)} into {tuple(sr.shape)}, but with scale '
+                f'{self.opt["scale"]} and this data it should be {tuple(batch["gt"].shape)}. Check scale, '
+                f'{key}.upscale, num_out_ch and datasets.train.color.'
+            )
         if self.cri_imitation and (compact is None or compact.shape != batch['lq'].shape):
             found = 'none' if compact is None else f'one of shape {tuple(compact.shape)}'
-            raise OptionsError(f'train.imitation_opt compares a compact feature with lq {tuple(batch["lq"].shape)}, '
-                               f'but {key} {name} returns {found}.')
+            raise OptionsError(
+                f'train.imitation_opt compares a compact feature with lq {tuple(batch["lq"].shape)}, '
+                f'but {key} {name} returns {found}.'
+            )
 
     # ---------------------------------------------------------------------------------------------- the step
 
@@ -197,8 +220,9 @@ class PISRModel(SRModel):
         return output if isinstance(output, tuple) else (output, None)
 
     def feed_data(self, data: dict) -> None:
-        self.batch = {key: value.to(self.device, non_blocking=True) for key, value in data.items()
-                      if isinstance(value, Tensor)}
+        self.batch = {
+            key: value.to(self.device, non_blocking=True) for key, value in data.items() if isinstance(value, Tensor)
+        }
         self.lq = self.batch['lq']
         if 'gt' in self.batch:
             self.gt = self.batch['gt']
@@ -249,7 +273,7 @@ class PISRModel(SRModel):
             height, width = self.lq.shape[-2:]
             inputs = [_pad(image, window * (image.shape[-1] // width)) for image in inputs]
             scale = self.opt['scale']
-            self.output = self._split(net(*inputs))[0][..., :height * scale, :width * scale]
+            self.output = self._split(net(*inputs))[0][..., : height * scale, : width * scale]
         else:
             self.output, _ = self._split(net(*inputs))
         net.train(training)
@@ -280,8 +304,10 @@ class PISRModel(SRModel):
     @master_only
     def save_network(self, net, net_label: str, current_iter: int, param_key='params') -> None:
         nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
-        content = {key: {name: value.detach().cpu() for name, value in self.get_bare_model(one).state_dict().items()}
-                   for one, key in zip(nets, keys)}
+        content = {
+            key: {name: value.detach().cpu() for name, value in self.get_bare_model(one).state_dict().items()}
+            for one, key in zip(nets, keys)
+        }
         checkpoint.save_atomic(content, self._file('models', f'{net_label}_{_when(current_iter)}.pth'))
 
     @master_only
@@ -289,14 +315,18 @@ class PISRModel(SRModel):
         if current_iter == -1:
             return
         # Written last: a state file says that everything it needs is there.
-        state = {'epoch': epoch, 'iter': current_iter,
-                 'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-                 'schedulers': [_plain(scheduler.state_dict()) for scheduler in self.schedulers]}
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [_plain(scheduler.state_dict()) for scheduler in self.schedulers],
+        }
         if hasattr(self, 'best_metric_results'):
             # Metrics return numpy numbers, which a weights-only load refuses.
             state['best_metric_results'] = {
                 dataset: {metric: {**best, 'val': float(best['val'])} for metric, best in metrics.items()}
-                for dataset, metrics in self.best_metric_results.items()}
+                for dataset, metrics in self.best_metric_results.items()
+            }
         checkpoint.save_atomic(state, self._file('training_states', f'{current_iter}.state'))
 
     def resume_training(self, resume_state: dict) -> None:
@@ -316,6 +346,8 @@ class PISRModel(SRModel):
 def _plain(state: dict) -> dict:
     """Replaces BasicSR's Counter of milestones, which torch before 2.6 refuses in a weights-only load, by a dict."""
     return {key: dict(value) if isinstance(value, Counter) else value for key, value in state.items()}
+
+
 def _pad(image: Tensor, multiple: int) -> Tensor:
     """Mirrors an image's right and lower border so that its sides are multiples."""
     height, width = image.shape[-2:]
