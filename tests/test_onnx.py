@@ -1,0 +1,42 @@
+"""Networks export to ONNX with free height and width and give the same image there (``pip install -e .[onnx]``)."""
+
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+
+pytest.importorskip('onnxscript')
+onnxruntime = pytest.importorskip('onnxruntime')
+
+BICUBIC = "ONNX has no counterpart of torch's antialiased bicubic, which gives these networks their MATLAB bicubic"
+
+
+@pytest.mark.parametrize(
+    'network, channels',
+    [
+        ('FSRCNN', 1),
+        ('CARN', 3),
+        ('CARNM', 3),
+        ('IMDN', 3),
+        ('RFDN', 3),
+        ('ERFDN', 3),
+        pytest.param('VDSR', 1, marks=pytest.mark.xfail(reason=BICUBIC, strict=True)),
+        pytest.param('IDN', 1, marks=pytest.mark.xfail(reason=BICUBIC, strict=True)),
+    ],
+)
+@pytest.mark.parametrize('dynamo', [True, False], ids=['torch.export', 'torch.jit'])
+def test_onnx_gives_the_same_image_at_another_size(tmp_path, network, channels, dynamo):
+    net = build_network({'type': network, 'num_in_ch': channels, 'num_out_ch': channels, 'upscale': 4}).eval()
+    file, example = str(tmp_path / 'net.onnx'), torch.rand(1, channels, 24, 28)
+    if dynamo:
+        sides = {2: torch.export.Dim('height', min=16, max=2000), 3: torch.export.Dim('width', min=16, max=2000)}
+        torch.onnx.export(net, (example,), file, dynamo=True, dynamic_shapes=(sides,))
+    else:
+        torch.onnx.export(
+            net, (example,), file, dynamo=False, input_names=['lq'], dynamic_axes={'lq': {2: 'height', 3: 'width'}}
+        )
+    session = onnxruntime.InferenceSession(file)
+    lq = torch.rand(1, channels, 33, 40)
+    (sr,) = session.run(None, {session.get_inputs()[0].name: lq.numpy()})
+    with torch.no_grad():
+        assert np.abs(sr - net(lq).numpy()).max() < 2e-6
