@@ -67,6 +67,12 @@ def test_a_finished_stage_is_not_run_again(workspace, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in Path('experiments').rglob('*') if p.is_file()}
 
 
+def test_a_run_without_validation_finishes_too(workspace, capsys):
+    recipe = ['-opt', str(workspace.recipe('baseline')), '--force_yml', 'datasets:val=~', 'val=~']
+    assert train(recipe) == train(recipe) == 0
+    assert 'is finished' in capsys.readouterr().out
+
+
 def test_a_finished_stage_with_other_options_is_not_touched(workspace, capsys):
     recipe = str(workspace.recipe())
     assert train(['-opt', recipe]) == 0

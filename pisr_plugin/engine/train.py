@@ -222,7 +222,7 @@ def run_stage(stage: Stage, auto_resume: bool = False, header: str = '') -> bool
             )
     finally:
         progress.close()
-    if finished and opt['rank'] == 0:
+    if finished is not None and opt['rank'] == 0:
         write_text_atomic(stage.folder / 'result.json', json.dumps({'iter': total_iter, 'metrics': finished}, indent=1))
     return finished is not None
 
