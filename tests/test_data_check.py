@@ -103,7 +103,8 @@ def test_images_that_are_no_pair(data):
     ],
 )
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_missing_root_comes_with_the_command(made, key, root, command, backend):
+def test_missing_root_comes_with_the_command(made, key, root, command, backend, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where none of these exist, also after a demo
     opt = block(made / 'train', backend, 2)
     opt[key] = block(Path(root), backend, 2)[key]
     message = told(opt)

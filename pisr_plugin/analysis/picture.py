@@ -174,5 +174,5 @@ def draw(images: dict[str, Tensor], crop: tuple[int, int, int], scale: int, titl
         axis.set_title(name, fontsize=10)
     for axis in axes:
         axis.axis('off')
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches='tight')  # two-line captions reach over the edge
     plt.close(figure)
