@@ -1,5 +1,6 @@
 """The main job: one recipe trains a teacher, then its student; nothing is lost and mistakes are told."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -326,3 +327,19 @@ def test_stock_basicsr_resumes_a_stage_on_a_cpu(workspace):
         )
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and started in output, output
+
+
+def test_a_missing_tensorboard_is_found_before_training(workspace, capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'tensorboard' else found(name))
+    assert train(['-opt', str(workspace.recipe()), '--force_yml', 'logger:use_tb_logger=true']) == 2
+    assert 'pip install tensorboard' in capsys.readouterr().err and not Path('experiments').exists()
+
+
+def test_tensorboard_gets_every_loss(workspace):
+    assert train(['-opt', str(workspace.recipe('baseline')), '--force_yml', 'logger:use_tb_logger=true']) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(STUDENT / 'tb_logger'))
+    events.Reload()
+    assert {'losses/l_pix', 'metrics/test/psnr'} <= set(events.Tags()['scalars'])

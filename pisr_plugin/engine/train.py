@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -136,6 +137,10 @@ def preflight(stages: list[Stage]) -> None:
                 )
         for phase, dataset in stage.options['datasets'].items():
             check_dataset({**dataset, 'phase': phase.split('_')[0]}, f'datasets.{phase}', stage.options['scale'])
+        if stage.options['logger'].get('use_tb_logger') and importlib.util.find_spec('tensorboard') is None:
+            raise OptionsError(
+                'logger.use_tb_logger: true needs TensorBoard. pip install tensorboard, or set it to false.'
+            )
         opt = runtime_options(stage, stage.folder, is_train=True)
         if 'train' not in opt['datasets']:
             raise OptionsError('datasets.train: missing; there is nothing to train on.')
@@ -344,9 +349,4 @@ def _tb_logger(opt: dict, folder: Path):
         return None
     if (opt['logger'].get('wandb') or {}).get('project'):
         init_wandb_logger(opt)
-    try:
-        return init_tb_logger(str(folder / 'tb_logger'))
-    except ImportError:
-        raise OptionsError(
-            'logger.use_tb_logger: true needs TensorBoard. pip install tensorboard, or set it to false.'
-        ) from None
+    return init_tb_logger(str(folder / 'tb_logger'))
