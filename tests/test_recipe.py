@@ -116,6 +116,12 @@ def test_an_override_reaches_every_stage_that_has_the_option():
     assert 'links' not in teacher.options['train'] and student.options['train']['links'] == {'a': 2}
 
 
+def test_an_override_does_not_bring_back_what_a_stage_does_without():
+    teacher, student = unroll(override(staged(), ['network_g={type: M}', 'train:links={b: 3}']))
+    assert 'network_g' not in teacher.options and 'links' not in teacher.options['train']
+    assert student.options['network_g'] == {'type': 'M'} == teacher.options['network_t']['decoder']
+
+
 def test_an_override_can_mean_one_stage_or_name_the_teacher():
     recipe = override(staged(), ['stages:teacher:train:total_iter=7', 'path:pretrain_network_t=/t.pth'])
     teacher, student = unroll(recipe)

@@ -135,11 +135,10 @@ def _set(options: Any, keys: list[str], value: Any, place: str) -> None:
 
 
 def _holds(options: Any, keys: list[str]) -> bool:
+    """Whether there is a value at ``keys``; ``~``, by which a stage does without an option, is none."""
     for key in keys:
-        if not isinstance(options, dict) or key not in options:
-            return False
-        options = options[key]
-    return True
+        options = options.get(key) if isinstance(options, dict) else None
+    return options is not None
 
 
 def resolve(options: dict, *fallbacks: dict) -> dict:
