@@ -337,8 +337,8 @@ def newest_state(stage: Stage) -> dict | None:
 
 
 def archive(folder: Path) -> None:
-    """Moves an earlier run with saved states out of the way, as BasicSR does."""
-    if any(folder.glob('training_states/*.state')) or any(folder.glob('models/*.pth')):
+    """Moves an earlier run out of the way, as BasicSR does."""
+    if any(folder.glob('metrics.jsonl')) or any(folder.glob('*/*.state')) or any(folder.glob('models/*.pth')):
         target = folder.with_name(f'{folder.name}_archived_{get_time_str()}')
         folder.rename(target)
         print(f'An earlier run was moved to {target}. (--auto_resume would have gone on with it.)')
