@@ -202,7 +202,7 @@ class Block(Rule):
         if target is None:
             problems.append(
                 f'{place}.type: {value["type"]!r} is not registered. '
-                f'{choice(value["type"], registered_names(self.registry))} (--plugin MODULE imports a package of your own)'
+                f'{choice(value["type"], registered_names(self.registry))} (--plugin MODULE imports your own)'
             )
             return
         parameters, takes_any = arguments(target)
