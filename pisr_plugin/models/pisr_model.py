@@ -267,16 +267,18 @@ class PISRModel(SRModel):
         net = getattr(self, 'net_ema', self.net)
         training = net.training
         net.eval()
-        inputs, options = self._inputs(net, self.batch), self.opt[f'network_{self.label}']
-        window = argument(options.get('decoder', options), 'window_size', default=None)
-        if isinstance(window, int):  # window attention takes whole windows; training patches are chosen to fit
-            height, width = self.lq.shape[-2:]
-            inputs = [_pad(image, window * (image.shape[-1] // width)) for image in inputs]
-            scale = self.opt['scale']
-            self.output = self._split(net(*inputs))[0][..., : height * scale, : width * scale]
-        else:
-            self.output, _ = self._split(net(*inputs))
+        output, _ = self._split(net(*self._whole_windows(self._inputs(net, self.batch))))
+        height, width = (side * self.opt['scale'] for side in self.lq.shape[-2:])
+        self.output = output[..., :height, :width]
         net.train(training)
+
+    def _whole_windows(self, images: list[Tensor]) -> list[Tensor]:
+        """Mirrors the right and lower borders for a network with window attention, which takes whole windows."""
+        options = self.opt[f'network_{self.label}']
+        window = argument(options.get('decoder', options), 'window_size', default=1)
+        if not isinstance(window, int) or window == 1:
+            return images
+        return [_pad(image, window * (image.shape[-1] // self.lq.shape[-1])) for image in images]
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
