@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pisr_plugin.errors import CheckpointError
+from pisr_plugin.files import replacing
 
 _CONTAINERS = ('params', 'params_ema', 'state_dict')
 
@@ -25,16 +26,10 @@ def save_atomic(content: Any, path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: the folder is missing, not writable or full. An older file at ``path`` is still whole then.
     """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        with open(temporary, 'wb') as file:
+        with replacing(path, durable=True) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f'cannot write {path}: {error}') from error
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from pisr_plugin.data import build as build_module
-from pisr_plugin.data import image_lmdb, images, prepare
+from pisr_plugin.data import image_lmdb, prepare
 from pisr_plugin.data.image_lmdb import read_meta_info
 from pisr_plugin.data.images import image_size, read_rgb
 from pisr_plugin.resize import imresize_uint8
@@ -449,7 +449,7 @@ def test_full_disk(source, tmp_path, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(*args)
 
-    monkeypatch.setattr(images.os, 'replace', full)
+    monkeypatch.setattr(os, 'replace', full)
     assert build(source, tmp_path / 'set') == 2
     told = message(capsys)
     assert 'No space left on device' in told

@@ -35,10 +35,11 @@ from torch import nn
 from pisr_plugin.archs.pi_teacher_arch import argument
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.recipe import compose, override
-from pisr_plugin.engine.runtime import make_folder, quiet, write_text_atomic
+from pisr_plugin.engine.runtime import make_folder, quiet
 from pisr_plugin.engine.schema import NETWORK, check_options
 from pisr_plugin.engine.stages import unroll
 from pisr_plugin.errors import OptionsError
+from pisr_plugin.files import write_whole
 
 CONVENTIONS = {
     'A': 'multiplications of convolutions, linear layers and matrix products; a transposed convolution once per input '
@@ -108,7 +109,7 @@ def complexity(args: argparse.Namespace) -> int:
     print(markdown(rows, args.size))
     if args.json:
         make_folder(args.json.absolute().parent)
-        write_text_atomic(
+        write_whole(
             args.json, json.dumps({'size': [width, height], 'networks': [asdict(row) for row in rows]}, indent=1)
         )
     return 0
@@ -117,15 +118,12 @@ def complexity(args: argparse.Namespace) -> int:
 def _of_recipe(path: str, changes: list[str]) -> tuple[str, dict, int]:
     """Name, options and scale of the network that a recipe's last stage trains."""
     stage = unroll(override(compose(path), changes))[-1]
-    check_options(stage.options, f'stages.{stage.name}' if stage.name else '')
-    name = stage.folder.parent.name if stage.name else stage.folder.name
-    return name, stage.options[stage.network], stage.options['scale']
+    check_options(stage.options, stage.place)
+    return stage.recipe, stage.options[stage.network], stage.options['scale']
 
 
 def _of_type(network: str, arguments: list[str]) -> tuple[str, dict, int]:
-    options = {'type': network}
-    for entry in arguments:
-        override(options, [entry])
+    options = override({'type': network}, arguments, '--arg')
     problems: list[str] = []
     NETWORK.check(options, '--type', problems)
     if problems:

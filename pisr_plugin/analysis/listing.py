@@ -32,10 +32,11 @@ from pisr_plugin.engine import cli
 from pisr_plugin.engine.docstrings import argument_docs, first_sentence
 from pisr_plugin.engine.json_schema import recipe_schema
 from pisr_plugin.engine.recipe import override
-from pisr_plugin.engine.runtime import make_folder, quiet, write_text_atomic
+from pisr_plugin.engine.runtime import make_folder, quiet
 from pisr_plugin.engine.schema import NETWORK, argument_type, arguments, check_options, registered, registered_names
 from pisr_plugin.engine.stages import select, unroll
 from pisr_plugin.errors import OptionsError, choice
+from pisr_plugin.files import write_whole
 
 REGISTRIES = {
     'networks': ARCH_REGISTRY,
@@ -85,7 +86,7 @@ def list_(args: argparse.Namespace) -> int:
         lines = [json.dumps(recipe_schema(), indent=1)]
         if args.output:
             make_folder(args.output.parent)
-            write_text_atomic(args.output, lines.pop() + '\n')
+            write_whole(args.output, lines.pop() + '\n')
     elif args.name:
         lines = describe(REGISTRIES[args.command], args.name)
     else:
@@ -167,7 +168,7 @@ def list_taps(args: argparse.Namespace) -> list[str]:
         raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
     stages = unroll(cli.load_recipe(args))
     stage = select(stages, args.stage or stages[-1].name)[0]
-    check_options(stage.options, f'stages.{stage.name}' if stage.name else '')
+    check_options(stage.options, stage.place)
     lines: list[str] = []
     for key in ('network_g', 'network_t'):
         if stage.options.get(key):

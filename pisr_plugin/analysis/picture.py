@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from pisr_plugin import checkpoint
 from pisr_plugin.engine import cli
-from pisr_plugin.engine.runtime import make_folder, quiet, runtime_options
+from pisr_plugin.engine.runtime import check_data, make_folder, quiet, runtime_options
 from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import select, unroll
-from pisr_plugin.engine.test import check_data, test_stage
+from pisr_plugin.engine.test import test_stage
 from pisr_plugin.errors import CheckpointError, DataError, OptionsError, choice
 from pisr_plugin.resize import imresize
 
@@ -50,10 +50,9 @@ def main(argv: list[str] | None = None) -> int:
 def picture(args: argparse.Namespace) -> int:
     """Draws the picture that the flags ask for; returns the exit code."""
     stages = unroll(cli.load_recipe(args))
-    named = {entry.partition('=')[0].replace(':', '.') for entry in args.force_yml}
     chosen = select(stages, args.stage or stages[-1].name)[0]
-    check_options(chosen.options, f'stages.{chosen.name}' if chosen.name else '')
-    stage = test_stage(chosen, named)
+    check_options(chosen.options, chosen.place)
+    stage = test_stage(chosen, cli.named_options(args))
     if stage.network != 'network_g':
         raise OptionsError(f'--stage {chosen.name}: this stage trains no network_g; there is no student to draw.')
     if args.dataset not in stage.options['datasets']:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -112,8 +112,11 @@ class DistillationNet(nn.Module):
         num_in_ch: Channels of the input.
         num_out_ch: Channels of the output.
         num_feat: Width.
+        num_block: Number of blocks.
         upscale: Scale factor, 2 or more.
-        blocks: The blocks under the names that their keys begin with, each (N, num_feat, H, W) to the same.
+        block: Called with ``num_feat``; builds a module (N, num_feat, H, W) to the same.
+        prefix: What the blocks' keys begin with, before their number.
+        min_feat: Smallest width that the block can be built with.
 
     Shape:
         (N, num_in_ch, H, W) to (N, num_out_ch, upscale * H, upscale * W).
@@ -123,14 +126,28 @@ class DistillationNet(nn.Module):
     default_tap = 'upsampler@input'
 
     def __init__(
-        self, num_in_ch: int, num_out_ch: int, num_feat: int, upscale: int, blocks: dict[str, nn.Module]
+        self,
+        num_in_ch: int,
+        num_out_ch: int,
+        num_feat: int,
+        num_block: int,
+        upscale: int,
+        block: Callable[[int], nn.Module],
+        prefix: str,
+        min_feat: int,
     ) -> None:
         super().__init__()
+        check_int('num_in_ch', num_in_ch)
+        check_int('num_out_ch', num_out_ch)
+        check_int('num_feat', num_feat, minimum=min_feat)
+        check_int('num_block', num_block)
+        check_int('upscale', upscale, minimum=2)
+        blocks = {f'{prefix}{i}': block(num_feat) for i in range(1, num_block + 1)}
         self.block_names = list(blocks)
         self.fea_conv = conv(num_in_ch, num_feat, 3)
-        for name, block in blocks.items():
-            self.add_module(name, block)
-        self.c = nn.Sequential(conv(num_feat * len(blocks), num_feat, 1), nn.LeakyReLU(0.05))
+        for name, module in blocks.items():
+            self.add_module(name, module)
+        self.c = nn.Sequential(conv(num_feat * num_block, num_feat, 1), nn.LeakyReLU(0.05))
         self.LR_conv = conv(num_feat, num_feat, 3)
         self.upsampler = pixel_shuffle_tail(num_feat, num_out_ch, upscale)
 

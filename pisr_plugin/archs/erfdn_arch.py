@@ -7,7 +7,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import RFDB, DistillationNet, check_int, conv
+from .blocks import RFDB, DistillationNet, conv
 
 
 class ESA(nn.Module):
@@ -79,13 +79,9 @@ class ERFDN(DistillationNet):
     def __init__(
         self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 50, num_block: int = 4, upscale: int
     ) -> None:
-        check_int('num_in_ch', num_in_ch)
-        check_int('num_out_ch', num_out_ch)
-        check_int('num_feat', num_feat, minimum=4)
-        check_int('num_block', num_block)
-        check_int('upscale', upscale, minimum=2)
-        blocks = {f'B{i}': AttentiveRFDB(num_feat) for i in range(1, num_block + 1)}
-        super().__init__(num_in_ch, num_out_ch, num_feat, upscale, blocks)
+        super().__init__(
+            num_in_ch, num_out_ch, num_feat, num_block, upscale, block=AttentiveRFDB, prefix='B', min_feat=4
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x * 255) / 255

@@ -70,11 +70,11 @@ class FSRCNN(nn.Module):
         self.last_layer = nn.Sequential(nn.Sequential(deconv))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.feature_extraction(x)
-        x = self.shrinking(x)
-        x = self.mapping(x)
-        x = self.expanding(x)
-        return self.last_layer(x)
+        return self.last_layer(self.features(x))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Everything before the last layer: (N, d, H, W)."""
+        return self.expanding(self.mapping(self.shrinking(self.feature_extraction(x))))
 
     def convert_released(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Takes the network out of the PISR authors' files, where it lies under ``network.`` or ``backbone.network.``.

@@ -58,9 +58,6 @@ class HRFSRCNN(FSRCNN):
         self.last_layer = nn.Sequential(nn.Sequential(conv(d, num_out_ch, 9)))
 
     def forward(self, gt: torch.Tensor) -> torch.Tensor:
-        x = self.feature_extraction(gt)
-        x = self.shrinking(x)
-        x = self.mapping(x)
-        x = self.expanding(x)
+        x = self.features(gt)
         self.pooled(x)  # for taps only
         return self.last_layer(x)

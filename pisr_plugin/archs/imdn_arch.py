@@ -6,7 +6,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from .blocks import CCA, DistillationNet, check_int, conv
+from .blocks import CCA, DistillationNet, conv
 
 
 class IMDB(nn.Module):
@@ -63,10 +63,4 @@ class IMDN(DistillationNet):
     def __init__(
         self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 64, num_block: int = 6, upscale: int
     ) -> None:
-        check_int('num_in_ch', num_in_ch)
-        check_int('num_out_ch', num_out_ch)
-        check_int('num_feat', num_feat, minimum=16)
-        check_int('num_block', num_block)
-        check_int('upscale', upscale, minimum=2)
-        blocks = {f'IMDB{i}': IMDB(num_feat) for i in range(1, num_block + 1)}
-        super().__init__(num_in_ch, num_out_ch, num_feat, upscale, blocks)
+        super().__init__(num_in_ch, num_out_ch, num_feat, num_block, upscale, block=IMDB, prefix='IMDB', min_feat=16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from .blocks import CCA, RFDB, DistillationNet, check_int
+from .blocks import CCA, RFDB, DistillationNet
 
 
 class ResidualRFDB(RFDB):
@@ -46,10 +46,6 @@ class RFDN(DistillationNet):
     def __init__(
         self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 48, num_block: int = 6, upscale: int
     ) -> None:
-        check_int('num_in_ch', num_in_ch)
-        check_int('num_out_ch', num_out_ch)
-        check_int('num_feat', num_feat, minimum=4)
-        check_int('num_block', num_block)
-        check_int('upscale', upscale, minimum=2)
-        blocks = {f'B{i}': ResidualRFDB(num_feat) for i in range(1, num_block + 1)}
-        super().__init__(num_in_ch, num_out_ch, num_feat, upscale, blocks)
+        super().__init__(
+            num_in_ch, num_out_ch, num_feat, num_block, upscale, block=ResidualRFDB, prefix='B', min_feat=4
+        )

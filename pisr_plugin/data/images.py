@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import cv2
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import DataError
+from ..files import write_whole
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap the sides
@@ -82,20 +82,6 @@ def write_png(path: Path, img: np.ndarray) -> None:
     """Writes an image (H, W, 3), uint8, RGB; a process killed midway leaves no file under this name."""
     encoded = cv2.imencode('.png', img[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])[1]
     write_whole(path, encoded.tobytes())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under another name first, so that it is there complete or not at all."""
-    # hidden, so that a left-over is not taken for an image; with the process id, so that two runs do not share it
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = str(path)  # it was the temporary file's, or none if the disk is full
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unreadable(source: Path | bytes, why: object) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from .images import write_whole
+from ..files import write_whole
 
 RECORD = 'prepare.json'
 _SHOWN = 20  # problems listed in one message
@@ -61,7 +61,7 @@ def read_record(root: Path) -> dict:
 
 def save_record(root: Path, record: dict) -> None:
     """Writes ``prepare.json``, whole or not at all."""
-    write_whole(root / RECORD, (json.dumps(record, indent=1) + '\n').encode())
+    write_whole(root / RECORD, json.dumps(record, indent=1) + '\n')
 
 
 def keys_of(name: str, count: int) -> list[str]:

@@ -51,6 +51,11 @@ def load_recipe(args: argparse.Namespace) -> dict:
     return override(compose(args.opt), args.force_yml)
 
 
+def named_options(args: argparse.Namespace) -> set[str]:
+    """Option paths that ``--force_yml`` sets, written with dots."""
+    return {entry.partition('=')[0].replace(':', '.') for entry in args.force_yml}
+
+
 def import_plugins(plugins: Iterable[str]) -> None:
     """Imports what ``--plugin`` names, so that it registers its networks and losses."""
     sys.path.insert(0, '')  # a plugin may lie in the current folder, as for a BasicSR train.py

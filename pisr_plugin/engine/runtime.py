@@ -12,8 +12,10 @@ import yaml
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.logger import initialized_logger
 
+from pisr_plugin.data.check import check_dataset
 from pisr_plugin.engine.stages import Stage
 from pisr_plugin.errors import OptionsError, PISRError
+from pisr_plugin.files import write_whole
 
 _FORMAT = logging.Formatter('%(asctime)s %(levelname)s: %(message)s')
 
@@ -56,6 +58,16 @@ def runtime_options(stage: Stage, folder: Path, is_train: bool) -> dict:
     return opt
 
 
+def check_data(stage: Stage) -> None:
+    """Checks all data sets of a stage.
+
+    Raises:
+        DataError: a set is missing, damaged or of another scale.
+    """
+    for phase, dataset in stage.options['datasets'].items():
+        check_dataset({**dataset, 'phase': phase.split('_')[0]}, f'datasets.{phase}', stage.options['scale'])
+
+
 def _gpus(wanted: int | str, dist: bool) -> int:
     available = torch.cuda.device_count()
     if wanted == 'auto':
@@ -75,14 +87,7 @@ def _gpus(wanted: int | str, dist: bool) -> int:
 def write_options(options: dict, path: Path, header: str) -> None:
     """Saves resolved options as YAML that BasicSR reads, with a comment on top."""
     comment = ''.join(f'# {line}\n' for line in header.splitlines())
-    write_text_atomic(path, comment + yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Writes ``text`` so that ``path`` is never half written."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
+    write_whole(path, comment + yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
 
 
 def make_folder(path: Path) -> None:

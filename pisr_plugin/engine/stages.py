@@ -38,6 +38,16 @@ class Stage:
         return 'network_g' if self.options.get('network_g') else 'network_t'
 
     @property
+    def recipe(self) -> str:
+        """Name of the recipe that the stage is of."""
+        return (self.folder.parent if self.name else self.folder).name
+
+    @property
+    def place(self) -> str:
+        """Where a message finds the stage's options in the recipe."""
+        return f'stages.{self.name}' if self.name else ''
+
+    @property
     def checkpoint(self) -> Path:
         """The stage's product."""
         return self.folder / 'models' / f'net_{self.network[-1]}_latest.pth'

@@ -16,12 +16,13 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 
-from pisr_plugin.data.check import check_dataset
+from pisr_plugin import __version__
 from pisr_plugin.engine import cli
-from pisr_plugin.engine.runtime import make_folder, quiet, runtime_options, write_options, write_text_atomic
+from pisr_plugin.engine.runtime import check_data, make_folder, quiet, runtime_options, write_options
 from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import Stage, select, unroll
 from pisr_plugin.errors import CheckpointError, OptionsError
+from pisr_plugin.files import write_whole
 
 
 @dataclass
@@ -46,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
 def test(args: argparse.Namespace) -> int:
     """Tests the stages that the flags ask for, prints a table and returns the exit code."""
     stages = select(unroll(cli.load_recipe(args)), args.stage)
-    named = {entry.partition('=')[0].replace(':', '.') for entry in args.force_yml}
+    named = cli.named_options(args)
     tests = []
     for stage in stages:
-        check_options(stage.options, f'stages.{stage.name}' if stage.name else '')
+        check_options(stage.options, stage.place)
         tests.append(test_stage(stage, named, args.save_img))
     present = [stage for stage in tests if Path(stage.options['path'][f'pretrain_{stage.network}']).is_file()]
     if not present:
@@ -60,13 +61,13 @@ def test(args: argparse.Namespace) -> int:
         )
     check_data(present[0])
 
-    folder = Path.cwd() / 'results' / present[0].folder.parent.name
+    folder = present[0].folder.parent
     make_folder(folder)
-    rows = [evaluate(stage, 'options given above') for stage in (bicubic(present[0]), *present)]
+    rows = [evaluate(stage) for stage in (bicubic(present[0]), *present)]
     table = markdown(rows, present[0].options)
     print(table)
-    write_text_atomic(folder / 'table.md', table)
-    write_text_atomic(folder / 'metrics.json', json.dumps([vars(row) for row in rows], indent=1))
+    write_whole(folder / 'table.md', table)
+    write_whole(folder / 'metrics.json', json.dumps([vars(row) for row in rows], indent=1))
     print(f'Saved in {folder}')
     return 0
 
@@ -88,7 +89,7 @@ def test_stage(stage: Stage, named: set[str] = frozenset(), save_img: bool = Fal
     key = f'path.pretrain_{stage.network}'
     path = {name: value for name, value in options['path'].items() if name.endswith(f'_{label}')}
     if (
-        trained and key not in named and f'stages.{stage.name}.{key}' not in named
+        trained and key not in named and f'{stage.place}.{key}' not in named
     ) or f'pretrain_{stage.network}' not in path:
         path = {f'pretrain_{stage.network}': str(stage.checkpoint)}
         if trained and trained.get('ema_decay'):
@@ -105,11 +106,7 @@ def test_stage(stage: Stage, named: set[str] = frozenset(), save_img: bool = Fal
         raise OptionsError('val.metrics: the recipe names no metric.')
     options['val'] = {'metrics': val['metrics'], 'save_img': save_img, 'suffix': val.get('suffix')}
     options.pop('logger', None)
-    return Stage(stage.name, options, Path.cwd() / 'results' / _recipe_name(stage) / (stage.name or 'test'))
-
-
-def _recipe_name(stage: Stage) -> str:
-    return (stage.folder.parent if stage.name else stage.folder).name
+    return Stage(stage.name, options, Path.cwd() / 'results' / stage.recipe / (stage.name or 'test'))
 
 
 def bicubic(stage: Stage) -> Stage:
@@ -119,7 +116,7 @@ def bicubic(stage: Stage) -> Stage:
     channel = channels.pop()
     options.pop('network_t', None)
     options.update(
-        name=f'{_recipe_name(stage)}_bicubic',
+        name=f'{stage.recipe}_bicubic',
         model_type='PISRModel',
         path={},
         network_g={'type': 'Bicubic', 'upscale': options['scale'], 'num_in_ch': channel, 'num_out_ch': channel},
@@ -127,20 +124,10 @@ def bicubic(stage: Stage) -> Stage:
     return Stage('bicubic', options, stage.folder.with_name('bicubic'))
 
 
-def check_data(stage: Stage) -> None:
-    """Checks a stage's test sets.
-
-    Raises:
-        DataError: a set is missing, damaged or of another scale.
-    """
-    for phase, dataset in stage.options['datasets'].items():
-        check_dataset({**dataset, 'phase': phase.split('_')[0]}, f'datasets.{phase}', stage.options['scale'])
-
-
-def evaluate(stage: Stage, header: str = '') -> Row:
+def evaluate(stage: Stage) -> Row:
     """Runs one test through BasicSR's own validation and saves its options in the stage's folder."""
     make_folder(stage.folder)
-    write_options(stage.options, stage.folder / 'options.yml', header)
+    write_options(stage.options, stage.folder / 'options.yml', f'pisr_plugin {__version__}, test options')
     opt = runtime_options(stage, stage.folder, is_train=False)
     results = {}
     with quiet():

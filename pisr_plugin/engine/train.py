@@ -27,14 +27,14 @@ from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.options import dict2str
 
 from pisr_plugin import __version__, checkpoint
-from pisr_plugin.data.check import check_dataset
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.distributed import process_group
 from pisr_plugin.engine.progress import Progress
-from pisr_plugin.engine.runtime import make_folder, open_log, quiet, runtime_options, write_options, write_text_atomic
+from pisr_plugin.engine.runtime import check_data, make_folder, open_log, quiet, runtime_options, write_options
 from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import Stage, select, unroll
 from pisr_plugin.errors import CheckpointError, DataError, OptionsError
+from pisr_plugin.files import write_whole
 
 # Options that change neither the weights nor what they are evaluated on: they may differ on a finished stage.
 _INCIDENTAL = ('logger', 'val', 'num_gpu', 'dist_params')
@@ -68,7 +68,7 @@ def _train_stages(recipe: dict, args: argparse.Namespace) -> int:
     stages = unroll(recipe)
     chosen = select(stages, args.stage)
     for stage in stages:
-        check_options(stage.options, f'stages.{stage.name}' if stage.name else '')
+        check_options(stage.options, stage.place)
     pending = [stage for stage in chosen if not is_finished(stage)]
     preflight(pending)
     for stage in chosen:
@@ -135,8 +135,7 @@ def preflight(stages: list[Stage]) -> None:
                     f'{place}: {path} does not exist. Train that stage first, or name a file: '
                     f'--force_yml {place.replace(".", ":")}=FILE'
                 )
-        for phase, dataset in stage.options['datasets'].items():
-            check_dataset({**dataset, 'phase': phase.split('_')[0]}, f'datasets.{phase}', stage.options['scale'])
+        check_data(stage)
         if stage.options['logger'].get('use_tb_logger') and importlib.util.find_spec('tensorboard') is None:
             raise OptionsError(
                 'logger.use_tb_logger: true needs TensorBoard. pip install tensorboard, or set it to false.'
@@ -222,13 +221,12 @@ def run_stage(stage: Stage, auto_resume: bool = False, header: str = '') -> bool
     progress = Progress(opt['name'], start_iter, total_iter, stage.folder, tb_logger, opt['rank'] == 0)
     try:
         with stop_on_signal() as asked:
-            finished = _iterate(
-                model, opt, train_loader, sampler, val_loaders, progress, start_epoch, start_iter, total_iter, asked
-            )
+            batches = _batches(opt, train_loader, sampler, start_epoch)
+            finished = _iterate(model, opt, batches, val_loaders, progress, asked)
     finally:
         progress.close()
     if finished is not None and opt['rank'] == 0:
-        write_text_atomic(stage.folder / 'result.json', json.dumps({'iter': total_iter, 'metrics': finished}, indent=1))
+        write_whole(stage.folder / 'result.json', json.dumps({'iter': total_iter, 'metrics': finished}, indent=1))
     return finished is not None
 
 
@@ -244,25 +242,14 @@ def share_cores(opt: dict) -> None:
 
 
 def _iterate(
-    model,
-    opt: dict,
-    train_loader,
-    sampler,
-    val_loaders: list,
-    progress: Progress,
-    start_epoch: int,
-    start_iter: int,
-    total_iter: int,
-    asked: list,
+    model, opt: dict, batches: Iterator[tuple[int, dict]], val_loaders: list, progress: Progress, asked: list
 ) -> dict | None:
-    """Runs iterations ``start_iter + 1`` to ``total_iter``; returns the last metrics, or None when asked to stop."""
+    """Runs the iterations that ``progress`` still lacks; returns the last metrics, or None when asked to stop."""
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     print_freq, save_freq = opt['logger']['print_freq'], opt['logger']['save_checkpoint_freq']
     val_freq = opt.get('val', {}).get('val_freq')
-    epoch, current_iter, saved_iter, results = start_epoch, start_iter, start_iter, {}
-    for current_iter, (epoch, batch) in zip(
-        range(start_iter + 1, total_iter + 1), _batches(opt, train_loader, sampler, start_epoch)
-    ):
+    saved_iter, total_iter = progress.start_iter, progress.total_iter
+    for current_iter, (epoch, batch) in zip(range(saved_iter + 1, total_iter + 1), batches):
         data_timer.record()
         model.update_learning_rate(current_iter, warmup_iter=opt['train'].get('warmup_iter', -1))
         model.feed_data(batch)
@@ -289,12 +276,10 @@ def _iterate(
             return None
         data_timer.start()
         iter_timer.start()
-    if saved_iter != total_iter:
+    if saved_iter < total_iter:
         model.save(epoch, total_iter)
     model.save(-1, -1)
-    if val_loaders:
-        results = validate(model, opt, val_loaders, total_iter, progress)
-    return results
+    return validate(model, opt, val_loaders, total_iter, progress)
 
 
 def _batches(opt: dict, loader, sampler, start_epoch: int) -> Iterator[tuple[int, dict]]:
