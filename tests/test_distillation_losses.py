@@ -12,7 +12,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from basicsr.utils.registry import LOSS_REGISTRY
 
 from pisr_plugin import losses
 from pisr_plugin.distill.estimators import LocationFreeScale
@@ -388,8 +388,7 @@ def test_soft_images_are_distilled_by_a_link_between_last_layers(batch):
 
 
 @pytest.mark.parametrize('homoscedastic', ['C', 'CHW'])
-def test_free_scales_train_over_a_link(homoscedastic, batch, monkeypatch):
-    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'LocationFreeScale', LocationFreeScale)
+def test_free_scales_train_over_a_link(homoscedastic, batch):
     assert isinstance(build_network({'type': 'LocationFreeScale', 'in_ch': 2, 'out_ch': 3}), LocationFreeScale)
     model = student_stage(
         {
