@@ -1,7 +1,7 @@
 """Privileged-information distillation for efficient image super-resolution, as a plugin for BasicSR.
 
-Importing it makes BasicSR importable (:mod:`pisr_plugin.compat`) and registers networks, losses, models and a dataset
-with it.
+Importing it makes BasicSR importable (:mod:`pisr_plugin.compat`) and registers networks, losses, metrics, models and
+a dataset with it.
 """
 
 from . import compat
@@ -11,7 +11,7 @@ __version__ = '0.1.0'
 # before anything that imports basicsr
 compat.apply()
 
-from . import archs, losses, models  # noqa: E402
+from . import archs, losses, metrics, models  # noqa: E402
 from .data import blurred_dataset  # noqa: E402, F401  (for its registration)
 
-__all__ = ['archs', 'losses', 'models']
+__all__ = ['archs', 'losses', 'metrics', 'models']

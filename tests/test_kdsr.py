@@ -260,7 +260,10 @@ def test_a_recipe_trains_teacher_and_student_with_the_engine_as_it_is(workspace)
         'student': {
             'network_g': {'type': 'KDSRStudent', **network},
             'path': {'pretrain_network_t': 'stage:teacher'},
-            'train': {'weight_transfer': {'G': 'G'}, 'distill_opt': {'idr': {'loss': {'type': 'L1Loss'}}}},
+            'train': {
+                'weight_transfer': {'G': 'G'},
+                'distill_opt': {'idr': {'loss': {'type': 'RepresentationKLLoss'}}},
+            },
         },
     }
     recipe.write_text(yaml.safe_dump(options, sort_keys=False))
