@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pisr_plugin.resize import imresize
 
+from .block_deconv import BlockConvTranspose2d
 from .blocks import check_choice, check_int, check_same_channels, conv
 
 
@@ -79,9 +80,9 @@ class IDN(nn.Module):
                 self.add_module(f'conv{block + 2}_{i}', conv(in_ch, out_ch, 3, groups=4 if i in (2, 5) else 1))
             self.add_module(f'down{block}', conv(num_feat + kept, num_feat, 1))
         if upsampler == 'deconv':
-            self.upsample = nn.ConvTranspose2d(num_feat, num_out_ch, 17, stride=upscale, padding=9 - upscale)
+            self.upsample = BlockConvTranspose2d(num_feat, num_out_ch, 17, stride=upscale, padding=9 - upscale)
         elif upsampler == 'deconv_centred':
-            self.upsample = nn.ConvTranspose2d(
+            self.upsample = BlockConvTranspose2d(
                 num_feat, num_out_ch, 17, stride=upscale, padding=8, output_padding=upscale - 1
             )
         else:
