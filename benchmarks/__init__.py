@@ -1,0 +1,1 @@
+"""What training and inference cost, as ratios measured in one run: ``python -m benchmarks``."""
