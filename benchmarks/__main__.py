@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from pathlib import Path
 
 import torch
+from basicsr.utils import get_root_logger
 
 from benchmarks.harness import Settings
 from benchmarks.machine import facts, tune_allocator
 from benchmarks.report import json_line, text
-from pisr_plugin.engine.runtime import quiet
 
 # module of this package: what it measures; each has run(settings), which returns tables
 BENCHMARKS = {
@@ -40,12 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         photos=args.photos,
     )
     torch.set_num_threads(settings.threads)
+    get_root_logger(log_level=logging.WARNING)  # says what a model goes on without, but not what it is made of
     machine = {**facts(settings), 'allocator_tuned': tune_allocator()}
     results = {}
     for name in args.benchmarks or BENCHMARKS:
         print(f'\n=== {name}: {BENCHMARKS[name]}', flush=True)
-        with quiet():
-            results[name] = importlib.import_module(f'benchmarks.{name}').run(settings)
+        results[name] = importlib.import_module(f'benchmarks.{name}').run(settings)
         for table in results[name]:
             print(text(table), flush=True)
     line = json_line(machine, results)

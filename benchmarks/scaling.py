@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
@@ -9,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from basicsr.utils import get_root_logger
 from torch import distributed as dist
 from torch import multiprocessing
 
@@ -16,7 +18,6 @@ from benchmarks.harness import Settings
 from benchmarks.machine import tune_allocator
 from benchmarks.report import Table
 from benchmarks.workload import build, iterate, make_batch, stage_options
-from pisr_plugin.engine.runtime import quiet
 
 _RANKS = (1, 2)
 
@@ -82,11 +83,11 @@ def run(settings: Settings) -> list[Table]:
 def _work(rank: int, ranks: int, settings: Settings, meeting: Path, pipe: Connection) -> None:
     torch.set_num_threads(1)
     tune_allocator()
+    get_root_logger(log_level=logging.WARNING)
     dist.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=ranks)
-    with quiet():
-        opt = stage_options('pisr_fsrcnn_x2', 'student', settings)
-        opt['dist'] = ranks > 1
-        model, batch = build(opt), make_batch(opt)
+    opt = stage_options('pisr_fsrcnn_x2', 'student', settings)
+    opt['dist'] = ranks > 1
+    model, batch = build(opt), make_batch(opt)
     current_iter = 0
     while steps := pipe.recv():
         dist.barrier()

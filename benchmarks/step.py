@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.contest import LEVERS, contest
+from benchmarks.contest import COMPILE, LEVERS, contest
 from benchmarks.harness import Settings
 from benchmarks.report import Table
 
+_BF16_TEACHER, _BF16 = ['train:amp_teacher=bf16'], ['train:amp=bf16', 'train:amp_teacher=bf16']
 _STUDENT_LEVERS = {
     **LEVERS,
-    'amp_teacher: bf16': ['train:amp_teacher=bf16'],
-    'compile, amp_teacher: bf16': ['train:compile=true', 'train:amp_teacher=bf16'],
+    'bf16 teacher': _BF16_TEACHER,
+    'bf16 everywhere': _BF16,
+    'compile, bf16 teacher': [*COMPILE, *_BF16_TEACHER],
+    'compile, bf16 everywhere': [*COMPILE, *_BF16],
 }
 _FSRCNN, _RFDN = 'pisr_fsrcnn_x2', 'pisr_rfdn_x4'
 
