@@ -113,7 +113,7 @@ def test_the_linked_network_computes_every_link_in_one_pass():
 
 def test_a_link_counts_only_within_its_iterations():
     link = Link('a', 's', 't', None, MAE(), from_iter=3, to_iter=5)
-    values = [link(torch.ones(1), torch.zeros(1), it).item() for it in range(1, 8)]
+    values = [link(torch.ones(1), torch.zeros(1), link.active(it)).item() for it in range(1, 8)]
     assert values == [0, 0, 1, 1, 1, 0, 0]
 
 

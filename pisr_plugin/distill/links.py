@@ -34,10 +34,13 @@ class Link:
     from_iter: int = 0
     to_iter: int | None = None
 
-    def __call__(self, estimate: Tensor | tuple[Tensor, ...], target: Tensor, current_iter: int) -> Tensor:
-        """Returns the loss of this link, zero outside its iterations."""
+    def active(self, current_iter: int) -> bool:
+        """Whether the loss counts at this iteration."""
+        return self.from_iter <= current_iter and (self.to_iter is None or current_iter <= self.to_iter)
+
+    def __call__(self, estimate: Tensor | tuple[Tensor, ...], target: Tensor, active: bool = True) -> Tensor:
+        """Returns the loss of this link, zero when it is not active."""
         value = self.loss(estimate, target)
-        active = self.from_iter <= current_iter and (self.to_iter is None or current_iter <= self.to_iter)
         # Multiplied rather than skipped: under DDP every parameter takes part in every step.
         return value if active else value * 0.0
 
@@ -58,7 +61,7 @@ class LinkedNetwork(nn.Module):
         self.net = net
         self.estimators = nn.ModuleDict({link.name: link.estimator for link in links if link.estimator is not None})
         self.taps = {link.name: link.student for link in links}
-        self.reader = TapReader(net, self.taps.values())
+        self.reader = TapReader(net, self.taps.values()).attach()
 
     def forward(self, *inputs: Tensor) -> tuple[object, dict[str, Tensor | tuple[Tensor, ...]]]:
         """Returns the network's own output and ``{link: estimate of the teacher's feature}``."""

@@ -7,11 +7,13 @@ the output (or first input) of the module at that dotted path, at its second cal
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pisr_plugin.errors import TapError, choice
 
@@ -50,7 +52,7 @@ class TapReader:
     reader keeps a copy instead. Which taps need one is learnt in the first pass, so the others cost nothing.
 
     Args:
-        net: Any network. It is not changed; hooks exist only inside :meth:`reading`.
+        net: Any network. It is not changed; hooks exist only inside :meth:`reading`, unless they are :meth:`attach`-ed.
         taps: Taps to read, see the module's docstring.
 
     Raises:
@@ -67,95 +69,115 @@ class TapReader:
     def __init__(self, net: nn.Module, taps: Iterable[str]) -> None:
         self.net = net
         self.taps = {text: Tap.parse(text) for text in taps}
-        self._copies: dict[str, bool] = dict.fromkeys(self.taps, True)
-        self._settled = False
+        self._attached = False
+        self._pass: _Pass | None = None
+        # What a pass taught, by whether it stopped at the last tap: later in-place layers may then not have run.
+        self._copied: dict[bool, frozenset[str]] = {}
         modules = dict(net.named_modules())
         for text, tap in self.taps.items():
             if tap.path not in modules or tap.path == '':
                 raise TapError(f'{type(net).__name__} has no tap {text!r}. {choice(tap.path, filter(None, modules))}')
 
+    def attach(self) -> TapReader:
+        """Keeps the hooks on the network from now on, idle outside :meth:`reading`.
+
+        For who reads in every step, and for compiled networks, which do not see hooks that come and go.
+        """
+        self._hook()
+        self._attached = True
+        return self
+
     @contextmanager
-    def reading(self):
+    def reading(self) -> Iterator[dict[str, Tensor]]:
         """Yields a dict that holds ``{tap: feature}`` once the network has run inside the block.
 
         Raises:
             TapError: a tapped module did not run, ran several times without a call being chosen, or did not
                 produce a tensor.
         """
-        features: dict[str, Tensor] = {}
-        with self._hooked(features, stop=False):
+        with self._recording(stop=False) as features:
             yield features
-            self._settle(features)
 
     def read(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Runs the network only as far as its last tap and returns ``{tap: feature}``."""
-        features: dict[str, Tensor] = {}
-        # The first pass runs to its end: it has to see later calls of a module and later in-place layers.
-        with self._hooked(features, stop=self._settled):
+        # The first pass runs to its end, because only that shows whether a tapped module is called once more.
+        with self._recording(stop=bool(self._copied)) as features:
             try:
                 self.net(*inputs)
             except _AllTapsRead:
                 pass
-            self._settle(features)
         return features
 
     @contextmanager
-    def _hooked(self, features: dict[str, Tensor], stop: bool):
-        calls = dict.fromkeys(self.taps, 0)
-        originals: dict[str, tuple[Tensor, int]] = {}
-
-        def record(text: str, tap: Tap, value: object) -> None:
-            calls[text] += 1
-            if tap.call is None and calls[text] > 1:
-                raise TapError(
-                    f'{type(self.net).__name__}: {tap.path} is called more than once in a forward pass. '
-                    f'Choose the call: {tap.path}#1, {tap.path}#2, ...'
-                )
-            if tap.call not in (None, calls[text]):
-                return
-            if not isinstance(value, Tensor):
-                raise TapError(
-                    f'{type(self.net).__name__}: {text} yields {type(value).__name__}, not a tensor. '
-                    'Tap a module inside it.'
-                )
-            features[text] = value.clone() if self._copies[text] else value
-            originals[text] = (value, value._version)
-            if stop and len(features) == len(self.taps):
-                raise _AllTapsRead
-
-        def attach(text: str, tap: Tap):
-            module = self.net.get_submodule(tap.path)
-            if tap.at_input:
-                return module.register_forward_pre_hook(
-                    lambda _, args, kwargs: record(text, tap, args[0] if args else next(iter(kwargs.values()), None)),
-                    with_kwargs=True,
-                )
-            return module.register_forward_hook(lambda _, args, output: record(text, tap, output))
-
-        self._originals, self._calls = originals, calls
-        handles = [attach(text, tap) for text, tap in self.taps.items()]
+    def _recording(self, stop: bool) -> Iterator[dict[str, Tensor]]:
+        handles = [] if self._attached else self._hook()
+        current = self._pass = _Pass(stop, self._copied.get(stop, frozenset(self.taps)))
         try:
-            yield
+            yield current.features
         finally:
+            self._pass = None
             for handle in handles:
                 handle.remove()
-            self._originals = {}
+        self._learn(current)
 
-    def _settle(self, features: dict[str, Tensor]) -> None:
+    def _hook(self) -> list[RemovableHandle]:
+        return [self._hook_one(text, tap) for text, tap in self.taps.items()] if not self._attached else []
+
+    def _hook_one(self, text: str, tap: Tap) -> RemovableHandle:
+        module = self.net.get_submodule(tap.path)
+        if tap.at_input:
+            return module.register_forward_pre_hook(
+                lambda _, args, kwargs: self._record(text, tap, args[0] if args else next(iter(kwargs.values()), None)),
+                with_kwargs=True,
+            )
+        return module.register_forward_hook(lambda _, args, output: self._record(text, tap, output))
+
+    def _record(self, text: str, tap: Tap, value: object) -> None:
+        now = self._pass
+        if now is None:
+            return
+        call = now.calls[text] = now.calls.get(text, 0) + 1
+        if tap.call is None and call > 1:
+            raise TapError(
+                f'{type(self.net).__name__}: {tap.path} is called more than once in a forward pass. '
+                f'Choose the call: {tap.path}#1, {tap.path}#2, ...'
+            )
+        if tap.call not in (None, call):
+            return
+        if not isinstance(value, Tensor):
+            raise TapError(
+                f'{type(self.net).__name__}: {text} yields {type(value).__name__}, not a tensor. '
+                'Tap a module inside it.'
+            )
+        now.features[text] = value.clone() if text in now.copied else value
+        if not torch.compiler.is_compiling():  # a compiled network cannot see versions, nor overwrite what is read
+            now.versions[text] = (value, value._version)
+        if now.stop and len(now.features) == len(self.taps):
+            raise _AllTapsRead
+
+    def _learn(self, done: _Pass) -> None:
         """Checks that every tap was read and learns which of them later layers overwrite."""
         for text, tap in self.taps.items():
-            if text not in features:
-                ran = self._calls[text]
+            if text not in done.features:
+                ran = done.calls.get(text, 0)
                 what = f'ran {ran} time(s)' if ran else 'did not run'
                 raise TapError(
                     f'{type(self.net).__name__}: {text} was not reached: {tap.path} {what} in the forward pass.'
                 )
-        overwritten = {text: value._version != version for text, (value, version) in self._originals.items()}
-        if not self._settled:
-            self._copies, self._settled = overwritten, True
-        for text, changed in overwritten.items():
-            if changed and not self._copies[text]:
-                raise TapError(
-                    f'{type(self.net).__name__}: {text} was overwritten by a later layer in this pass but not '
-                    'in the first one. Build a new reader for a network whose control flow has changed.'
-                )
+        overwritten = frozenset(text for text, (value, version) in done.versions.items() if value._version != version)
+        self._copied.setdefault(done.stop, overwritten)
+        for text in overwritten - self._copied[done.stop]:
+            raise TapError(
+                f'{type(self.net).__name__}: {text} was overwritten by a later layer in this pass but not '
+                'in the first one. Build a new reader for a network whose control flow has changed.'
+            )
+
+
+class _Pass:
+    """What is seen during one forward pass."""
+
+    def __init__(self, stop: bool, copied: frozenset[str]) -> None:
+        self.stop, self.copied = stop, copied
+        self.features: dict[str, Tensor] = {}
+        self.calls: dict[str, int] = {}
+        self.versions: dict[str, tuple[Tensor, int]] = {}

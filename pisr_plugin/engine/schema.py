@@ -408,6 +408,14 @@ TRAIN = {
     'imitation_opt': LOSS,
     'weight_transfer': MODULES,
     'distill_opt': Named(LINK),
+    'amp': OneOf('bf16', 'fp16'),
+    'amp_teacher': OneOf('bf16', 'fp16'),
+    'channels_last': FLAG,
+    'compile': FLAG,
+    'cuda_graph': FLAG,
+    'grad_clip': NUMBER,
+    'accumulate': POSITIVE,
+    'on_nan': OneOf('stop', 'skip'),
 }
 
 

@@ -6,6 +6,7 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
+from inspect import signature
 
 import torch
 from basicsr.archs import build_network
@@ -22,8 +23,17 @@ from torch.nn.parallel import DistributedDataParallel
 from pisr_plugin import checkpoint
 from pisr_plugin.archs.pi_teacher_arch import argument
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
-from pisr_plugin.distill.taps import TapReader
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
+from pisr_plugin.models.graph import CapturedStep
+from pisr_plugin.models.step import (
+    DTYPES,
+    Objective,
+    StepOptions,
+    Targets,
+    TrainingStep,
+    build_optimizer,
+    split_output,
+)
 
 
 @MODEL_REGISTRY.register()
@@ -40,6 +50,9 @@ class PISRModel(SRModel):
         ``l_imitation``: ``train.imitation_opt`` between compact feature and lq (Eq. 4).
         ``l_distill_<link>``: ``train.distill_opt.<link>`` between student and teacher features (Eq. 10).
 
+    How a step is computed (precision, layout, compilation, clipping, ...) is said by
+    :class:`~pisr_plugin.models.step.StepOptions`, whose keys stand in ``train``.
+
     Checkpoints: ``net_g_*`` or ``net_t_*`` hold the trained network alone, plain; ``net_e_*`` its estimators.
 
     Args:
@@ -52,6 +65,8 @@ class PISRModel(SRModel):
     def __init__(self, opt: dict) -> None:
         BaseModel.__init__(self, opt)  # SRModel would build network_g alone
         self.label = 'g' if opt.get('network_g') else 't'
+        self.step_options = StepOptions.of(opt.get('train') or {})
+        self.memory_format = self.step_options.memory_format(self.device)
         self.net = self._build_network(self.label)
         self.print_network(self.net)
         if self.is_train:
@@ -61,7 +76,7 @@ class PISRModel(SRModel):
 
     def _build_network(self, label: str) -> nn.Module:
         """Builds ``network_<label>`` and loads ``path.pretrain_network_<label>``."""
-        net = self._build(f'network_{label}', build_network).to(self.device)
+        net = self._build(f'network_{label}', build_network).to(self.device, memory_format=self.memory_format)
         path = self.opt['path'].get(f'pretrain_network_{label}')
         if path is not None:
             self.load_network(
@@ -103,6 +118,7 @@ class PISRModel(SRModel):
         self.cri_pix = self._criterion('pixel_opt')
         self.cri_imitation = self._criterion('imitation_opt')
         self._check_network(batch)
+        self._init_ema(resuming)  # a copy of the network as it is, before anything is hooked to it
 
         self.links = []
         if links_opt:
@@ -116,17 +132,62 @@ class PISRModel(SRModel):
                 lambda place, option: self._build(place, build_loss, option),
                 'train.distill_opt',
             )
-            self.teacher_reader = TapReader(self.teacher, {link.teacher for link in self.links})
         if not (self.cri_pix or self.links):
             raise OptionsError('train has neither pixel_opt nor distill_opt: there is nothing to minimise.')
 
-        self.net.train()
-        linked = LinkedNetwork(self.net, self.links).to(self.device)
+        linked = LinkedNetwork(self.net, self.links).to(self.device, memory_format=self.memory_format)
+        with torch.no_grad():
+            linked.eval()(*self._inputs(self.net, batch))  # the readers learn here what else they would in a step
         self.estimators = linked.estimators
-        self.linked = self.model_to_device(linked)
-        self._init_ema(resuming)
+        self.linked = self.model_to_device(linked.train())
         self.setup_optimizers()
         self.setup_schedulers()
+        self._setup_step(batch)
+
+    def _setup_step(self, batch: dict[str, Tensor]) -> None:
+        """Puts together what :meth:`optimize_parameters` runs."""
+        options, warn = self.step_options, get_root_logger().warning
+        size = self.opt['datasets']['train'].get('batch_size_per_gpu', options.accumulate)
+        if size % options.accumulate:
+            raise OptionsError(
+                f'train.accumulate: {options.accumulate} does not divide datasets.train.batch_size_per_gpu, {size}.'
+            )
+        autocast = DTYPES.get(options.amp)
+        targets = None
+        if self.links:
+            taps = [link.teacher for link in self.links]
+            dtype = DTYPES.get(options.amp_teacher)
+            targets = Targets(self.teacher, taps, self._input_names(self.teacher), dtype, autocast)
+            try:
+                for _ in range(2):  # the first pass runs to its end, the second to the last tap
+                    targets(batch)
+            except RuntimeError as error:
+                precision = 'amp_teacher' if dtype else 'amp'
+                name, value = type(self.teacher).__name__, getattr(options, precision)
+                raise OptionsError(f'train.{precision}: {name} does not run in {value}: {error}') from None
+        objective = Objective(
+            self.linked, self.links, self._input_names(self.net), self.cri_pix, self.cri_imitation, autocast
+        )
+        after = self._update_ema if self.ema_decay else None
+        self.training_step = TrainingStep(objective, targets, self.optimizer_g, options, after, warn)
+        self.step = self.training_step
+        self.scaler, self.nonfinite = self.step.scaler, self.step.nonfinite
+        if options.cuda_graph:
+            reason = self._no_graph()
+            if reason:
+                warn(f'train.cuda_graph: {reason}; steps are launched one by one.')
+            else:
+                self.step = CapturedStep(self.training_step, warn)
+
+    def _no_graph(self) -> str | None:
+        """Why a step cannot be recorded as a CUDA graph, or None."""
+        if self.device.type != 'cuda':
+            return 'needs a CUDA device'
+        if self.opt['dist']:
+            return 'is for one process'
+        if not self.optimizer_g.defaults.get('capturable'):
+            return f'train.optim_g.type {type(self.optimizer_g).__name__} cannot be recorded'
+        return None
 
     def _criterion(self, key: str) -> nn.Module | None:
         return self._build(f'train.{key}', build_loss).to(self.device) if self.opt['train'].get(key) else None
@@ -136,6 +197,9 @@ class PISRModel(SRModel):
         if not self.ema_decay:
             return
         self.net_ema = deepcopy(self.net).eval().requires_grad_(False)
+        # listed once: to walk through the modules in every step takes longer than to average
+        self._averaged, self._current = list(self.net_ema.parameters()), list(self.net.parameters())
+        self._buffers = list(zip(self.net_ema.buffers(), self.net.buffers()))
         if resuming:
             self.load_network(self.net_ema, self.opt['path'][f'pretrain_network_{self.label}'], True, 'params_ema')
 
@@ -164,8 +228,11 @@ class PISRModel(SRModel):
         }
         if optim_type not in optimizers:
             raise OptionsError(f'train.optim_g.type: unknown {optim_type!r}. {choice(optim_type, optimizers)}')
+        cls = optimizers[optim_type]
+        if self.step_options.cuda_graph and self.device.type == 'cuda' and 'capturable' in signature(cls).parameters:
+            kwargs['capturable'] = True
         try:
-            return optimizers[optim_type](params, lr=lr, **kwargs)
+            return build_optimizer(cls, params, lr=lr, **kwargs)
         except (TypeError, ValueError) as error:
             raise OptionsError(f'train.optim_g: {error}') from None
 
@@ -189,7 +256,7 @@ class PISRModel(SRModel):
         inputs = self._inputs(self.net, batch)
         self.net.eval()
         try:
-            sr, compact = self._split(self.net(*inputs))
+            sr, compact = split_output(self.net(*inputs))
         except (RuntimeError, ValueError) as error:
             raise OptionsError(
                 f'{key}: {name} cannot process patches of shape {[tuple(x.shape) for x in inputs]} '
@@ -210,50 +277,31 @@ class PISRModel(SRModel):
 
     # ---------------------------------------------------------------------------------------------- the step
 
-    def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
-        """What ``net`` sees of a batch: what it declares in ``inputs``, else lq."""
-        return [batch[name] for name in getattr(net, 'inputs', ('lq',))]
-
     @staticmethod
-    def _split(output: object) -> tuple[Tensor, Tensor | None]:
-        """Separates the reconstruction from the compact feature that a hourglass teacher returns beside it."""
-        return output if isinstance(output, tuple) else (output, None)
+    def _input_names(net: nn.Module) -> tuple[str, ...]:
+        """What ``net`` sees of a batch: what it declares in ``inputs``, else lq."""
+        return tuple(getattr(net, 'inputs', ('lq',)))
+
+    def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
+        return [batch[name] for name in self._input_names(net)]
 
     def feed_data(self, data: dict) -> None:
-        self.batch = {
-            key: value.to(self.device, non_blocking=True) for key, value in data.items() if isinstance(value, Tensor)
-        }
+        self.batch = {key: self._to_device(value) for key, value in data.items() if isinstance(value, Tensor)}
         self.lq = self.batch['lq']
         if 'gt' in self.batch:
             self.gt = self.batch['gt']
 
+    def _to_device(self, value: Tensor) -> Tensor:
+        memory_format = self.memory_format if value.ndim == 4 else torch.preserve_format
+        return value.to(self.device, non_blocking=True, memory_format=memory_format)
+
     def optimize_parameters(self, current_iter: int) -> None:
-        targets = {}
-        if self.links:
-            with torch.no_grad():
-                targets = self.teacher_reader.read(*self._inputs(self.teacher, self.batch))
-
-        output, estimates = self.linked(*self._inputs(self.net, self.batch))
-        self.output, compact = self._split(output)
-        losses = OrderedDict()
-        if self.cri_pix:
-            losses['l_pix'] = self.cri_pix(self.output, self.batch['gt'])
-        if self.cri_imitation:
-            losses['l_imitation'] = self.cri_imitation(compact, self.batch['lq'])
-        for link in self.links:
-            losses[f'l_distill_{link.name}'] = link(estimates[link.name], targets[link.teacher], current_iter)
-
-        self.optimizer_g.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        self.optimizer_g.step()
-        if self.ema_decay:
-            self._update_ema()
-        self.losses = {name: value.detach() for name, value in losses.items()}
+        self.losses = self.step(self.batch, [link.active(current_iter) for link in self.links])
 
     @torch.no_grad()
     def _update_ema(self) -> None:
-        torch._foreach_lerp_(list(self.net_ema.parameters()), list(self.net.parameters()), 1 - self.ema_decay)
-        for averaged, current in zip(self.net_ema.buffers(), self.net.buffers()):
+        torch._foreach_lerp_(self._averaged, self._current, 1 - self.ema_decay)
+        for averaged, current in self._buffers:
             averaged.copy_(current)
 
     def get_current_log(self) -> OrderedDict:
@@ -267,7 +315,7 @@ class PISRModel(SRModel):
         net = getattr(self, 'net_ema', self.net)
         training = net.training
         net.eval()
-        output, _ = self._split(net(*self._whole_windows(self._inputs(net, self.batch))))
+        output, _ = split_output(net(*self._whole_windows(self._inputs(net, self.batch))))
         height, width = (side * self.opt['scale'] for side in self.lq.shape[-2:])
         self.output = output[..., :height, :width]
         net.train(training)
@@ -307,7 +355,9 @@ class PISRModel(SRModel):
     def save_network(self, net, net_label: str, current_iter: int, param_key='params') -> None:
         nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
         content = {
-            key: {name: value.detach().cpu() for name, value in self.get_bare_model(one).state_dict().items()}
+            key: {
+                name: value.detach().cpu().contiguous() for name, value in self.get_bare_model(one).state_dict().items()
+            }
             for one, key in zip(nets, keys)
         }
         checkpoint.save_atomic(content, self._file('models', f'{net_label}_{_when(current_iter)}.pth'))

@@ -1,0 +1,206 @@
+"""How a step is computed: what it launches, and that each manner computes the same."""
+
+import logging
+from copy import deepcopy
+
+import pytest
+import torch
+from basicsr.models import build_model
+from test_model import BODY, batch, options, step  # noqa: F401  (batch is a fixture)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pisr_plugin.errors import OptionsError
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that run, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and func._schema.name not in ('aten::_unsafe_view', 'aten::detach'):
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def build(**train):
+    torch.manual_seed(0)
+    return build_model(options(train=train))
+
+
+def gradients(model):
+    return [p.grad.clone() for p in model.linked.parameters()]
+
+
+def full_size(**train):
+    """PISR's own FSRCNN x2 step on one patch of 192."""
+    fsrcnn = {'type': 'FSRCNN', 'num_in_ch': 1, 'num_out_ch': 1, 'upscale': 2}
+    model = build_model(
+        options(network_g=fsrcnn, network_t={'type': 'PITeacher', 'upscale': 2, 'decoder': fsrcnn}, train=train)
+    )
+    return model, {'lq': torch.rand(1, 1, 96, 96), 'gt': torch.rand(1, 1, 192, 192)}
+
+
+# ------------------------------------------------------------------------------------------ what a step launches
+
+
+def test_a_step_reads_nothing_back_and_launches_few_operators(batch):  # noqa: F811
+    model = build(ema_decay=0.99)
+    step(model, batch)
+    with Operators() as operators:
+        model.feed_data(batch)
+        model.optimize_parameters(2)
+        model.update_learning_rate(2)
+    assert 'aten::_local_scalar_dense' not in operators.names
+    assert len(operators.names) <= 130, sorted(operators.names)
+
+
+def test_a_step_costs_half_the_flops_of_one_with_the_teachers_graph():
+    model, patch = full_size()
+    step(model, patch)
+    model.feed_data(patch)
+    with FlopCounterMode(display=False) as flops:
+        model.optimize_parameters(2)
+    assert flops.get_total_flops() * 16 <= 54e9  # the authors' loop: 108e9 at batch 16
+
+
+def test_the_teacher_makes_no_graph(batch):  # noqa: F811
+    model = build()
+    model.feed_data(batch)
+    targets = model.training_step.targets(model.batch)
+    assert targets and all(value.grad_fn is None and not value.requires_grad for value in targets.values())
+
+
+def test_the_teacher_stops_at_the_last_of_several_taps(batch):  # noqa: F811
+    links = {'early': {'student': 'mapping', 'loss': {'type': 'FeatureMAELoss'}}, 'body': BODY}
+    model = build(distill_opt=links)
+    ran = []
+    for name, module in model.teacher.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    step(model, batch)
+    assert ran[-1] == 'decoder.expanding.0.1'
+
+
+# ------------------------------------------------------------------------------------------ each manner, same result
+
+
+def compare(batch, tolerance, loss_tolerance=None, **train):  # noqa: F811
+    """One step from equal weights, plain and in another manner; gradients are compared by their relative L2 error."""
+    plain, other = build(channels_last=False), build(**{'channels_last': False, **train})
+    expected, found = step(plain, batch), step(other, batch)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=loss_tolerance or tolerance), name
+    error = torch.cat([(a - b).flatten() for a, b in zip(gradients(plain), gradients(other))]).norm()
+    assert error / torch.cat([g.flatten() for g in gradients(plain)]).norm() <= tolerance
+    return plain, other
+
+
+@pytest.mark.parametrize(
+    'train, tolerance',
+    [
+        ({'channels_last': True}, 1e-5),
+        ({'accumulate': 2}, 1e-5),
+        ({'grad_clip': 1e6}, 0),
+        ({'on_nan': 'skip'}, 0),
+        ({'amp': 'bf16'}, 2e-2),
+        ({'amp_teacher': 'bf16'}, 2e-2),
+        ({'amp': 'bf16', 'amp_teacher': 'bf16', 'channels_last': True}, 2e-2),
+        ({'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': False, 'foreach': False}}, 0),
+    ],
+    ids=str,
+)
+def test_losses_and_gradients_agree(batch, train, tolerance):  # noqa: F811
+    plain, other = compare(batch, tolerance, **train)
+    for a, b in zip(plain.linked.parameters(), other.linked.parameters()):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(b, a, atol=1e-3 if 'amp' in str(train) else 1e-6, rtol=1e-5)
+
+
+def test_a_compiled_step_agrees(batch):  # noqa: F811
+    compare(batch, 1e-5, compile=True)
+
+
+def test_fp16_scales_the_loss_and_undoes_it(batch):  # noqa: F811
+    model = build(amp='fp16', grad_clip=100.0)
+    plain = build()
+    assert step(model, batch)['l_pix'] == pytest.approx(step(plain, batch)['l_pix'], rel=1e-2)
+    assert model.scaler.get_scale() > 1
+    for ours, expected in zip(gradients(model), gradients(plain)):
+        assert (ours - expected).norm() <= 0.05 * expected.norm() + 1e-6
+
+
+def test_gradients_are_clipped_together(batch):  # noqa: F811
+    model = build(grad_clip=1e-3)
+    step(model, batch)
+    norm = torch.cat([g.flatten() for g in gradients(model)]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize('optimizer', ['Adam', 'SGD', 'RMSprop'])
+def test_a_step_with_nan_is_skipped_and_counted(batch, optimizer):  # noqa: F811
+    model = build(on_nan='skip', ema_decay=0.9, optim_g={'type': optimizer, 'lr': 1e-3})
+    step(model, batch)
+    weights, state = deepcopy(model.linked.state_dict()), deepcopy(model.optimizer_g.state_dict()['state'])
+    step(model, {**batch, 'gt': batch['gt'] * float('nan')}, 2)
+    assert all(torch.equal(value, weights[key]) for key, value in model.linked.state_dict().items())
+    for number, entry in model.optimizer_g.state_dict()['state'].items():
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(state[number][k])) for k, v in entry.items())
+    assert model.nonfinite.item() == 1
+    step(model, batch, 3)
+    assert not torch.equal(model.net.state_dict()['shrinking.0.0.weight'], weights['net.shrinking.0.0.weight'])
+    assert model.nonfinite.item() == 1
+
+
+def test_a_nan_loss_is_counted_without_being_read(batch):  # noqa: F811
+    model = build()
+    step(model, batch)
+    assert model.nonfinite.item() == 0
+    step(model, {**batch, 'gt': batch['gt'] * float('inf')}, 2)
+    assert model.nonfinite.item() == 1
+
+
+def test_saved_weights_have_the_usual_layout(batch, tmp_path):  # noqa: F811
+    opt = options(path={'models': str(tmp_path)})
+    model = build_model(opt)
+    assert not model.net.mapping[0][0].weight.is_contiguous()
+    model.save_network(model.net, 'net_g', 1)
+    saved = torch.load(tmp_path / 'net_g_1.pth', weights_only=True)['params']
+    assert all(value.is_contiguous() for value in saved.values())
+
+
+# ------------------------------------------------------------------------------------------ what cannot be had
+
+
+def test_accumulation_must_divide_the_batch():
+    data = {'train': {'color': 'y', 'gt_size': 16, 'batch_size_per_gpu': 5}}
+    with pytest.raises(OptionsError, match='train.accumulate: 2 does not divide .*batch_size_per_gpu, 5'):
+        build_model(options(datasets=data, train={'accumulate': 2}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for a machine without CUDA')
+def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):  # noqa: F811
+    caplog.set_level(logging.WARNING, 'basicsr')
+    model = build(cuda_graph=True)
+    lines = {record.message for record in caplog.records if 'cuda_graph' in record.message}
+    assert lines == {'train.cuda_graph: needs a CUDA device; steps are launched one by one.'}
+    step(model, batch)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_a_captured_step_makes_the_same_weights(batch):  # noqa: F811
+    def run(**train):
+        torch.manual_seed(0)
+        model = build_model(options(num_gpu=1, train={'ema_decay': 0.9, **train}))
+        for it in range(1, 9):
+            model.update_learning_rate(it)
+            step(model, batch, it)
+        return model
+
+    plain, captured = run(), run(cuda_graph=True)
+    assert captured.step.graph is not None
+    for a, b in zip(plain.linked.parameters(), captured.linked.parameters()):
+        torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
