@@ -7,7 +7,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from pisr_plugin.resize import imresize
+from pisr_plugin.resize import enlarge
 
 from .block_deconv import BlockConvTranspose2d
 from .blocks import check_choice, check_int, check_same_channels, conv
@@ -114,7 +114,7 @@ class IDN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = self.upscale * x.shape[2], self.upscale * x.shape[3]
-        bicubic = imresize(x, self.upscale)
+        bicubic = enlarge(x, self.upscale)
         x = self._layer('conv2', self._layer('conv1', x))
         for block in range(1, self.num_block + 1):
             x = self._block(block, x)
