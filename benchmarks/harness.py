@@ -1,0 +1,105 @@
+"""Times variants of one task fairly: one process, shuffled turns, ratios paired round by round.
+
+Absolute times on a shared machine drift by much more than what is to be shown; two variants that take turns within a
+second drift together, so the median of their ratios, each taken within one round, repeats to a few percent.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+Action = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for.
+
+    Attributes:
+        rounds: Turns of every variant, after the warm-up.
+        threads: Compute threads.
+        quick: Tiny sizes, to see that everything runs; the figures mean nothing.
+        device: ``cpu`` or ``cuda``.
+        peer: A checkout of the PISR authors' code to time beside ours.
+        photos: A folder of photographs for the data benchmark; without it they are made.
+    """
+
+    rounds: int = 11
+    threads: int = 1
+    quick: bool = False
+    device: str = 'cpu'
+    peer: Path | None = None
+    photos: Path | None = None
+
+
+@dataclass
+class Timings:
+    """Seconds of each variant, round by round."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        """Median seconds of a variant."""
+        return statistics.median(self.seconds[name])
+
+    def best(self, name: str) -> float:
+        """Shortest seconds of a variant."""
+        return min(self.seconds[name])
+
+    def ratio(self, name: str, base: str) -> float:
+        """How many times as long as ``base`` a variant takes: the median of the ratios of each round."""
+        return statistics.median(t / b for t, b in zip(self.seconds[name], self.seconds[base], strict=True))
+
+    def speedup(self, name: str, base: str) -> float:
+        """How many times as fast as ``base`` a variant is: the median of the ratios of each round."""
+        return self.ratio(base, name)
+
+
+def measure(
+    variants: Mapping[str, Action], settings: Settings, *, warmup: int = 2, calls: int = 1, seed: int = 0
+) -> Timings:
+    """Runs all variants in turn, in a new order every round.
+
+    The clock is the CPU time of this process, which other processes on the machine disturb least; it is the wall
+    clock where several threads work, and on CUDA, where the device is waited for before each reading.
+
+    Args:
+        variants: What to time, by name.
+        settings: Rounds, threads and device.
+        warmup: Untimed turns of each variant first: caches, compilation, autotuning.
+        calls: Calls in one turn, for actions too short for one.
+        seed: Of the order.
+    """
+    now = clock(settings)
+    for action in variants.values():
+        for _ in range(warmup):
+            action()
+    timings = Timings({name: [] for name in variants})
+    order, shuffle = list(variants), random.Random(seed).shuffle
+    for _ in range(settings.rounds):
+        shuffle(order)
+        for name in order:
+            action, start = variants[name], now()
+            for _ in range(calls):
+                action()
+            timings.seconds[name].append((now() - start) / calls)
+    return timings
+
+
+def clock(settings: Settings) -> Callable[[], float]:
+    """The clock that :func:`measure` reads, in seconds."""
+    if settings.device == 'cuda':
+        return _synchronized
+    return time.process_time if settings.threads == 1 else time.perf_counter
+
+
+def _synchronized() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()

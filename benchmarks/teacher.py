@@ -1,0 +1,14 @@
+"""The teacher stage's step, FSRCNN x2 on Y, batch 16, HR patches of 192."""
+
+from __future__ import annotations
+
+from benchmarks.contest import COMPILE, LEVERS, contest
+from benchmarks.harness import Settings
+from benchmarks.report import Table
+
+_BF16 = ['train:amp=bf16']
+_TEACHER_LEVERS = {**LEVERS, 'bf16': _BF16, 'compile, bf16': [*COMPILE, *_BF16]}
+
+
+def run(settings: Settings) -> list[Table]:
+    return [contest('Teacher stage, FSRCNN x2 on Y', 'pisr_fsrcnn_x2', 'teacher', _TEACHER_LEVERS, settings)]
