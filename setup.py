@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         'dev': ['jsonschema', 'pytest', 'ruff', 'tensorboard'],
+        'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
         'tensorboard': ['tensorboard'],
     },

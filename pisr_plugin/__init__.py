@@ -1,6 +1,7 @@
 """Privileged-information distillation for efficient image super-resolution, as a plugin for BasicSR.
 
-Importing it makes BasicSR importable (:mod:`pisr_plugin.compat`) and registers networks, losses and models with it.
+Importing it makes BasicSR importable (:mod:`pisr_plugin.compat`) and registers networks, losses, metrics and
+models with it.
 """
 
 from . import compat
@@ -10,6 +11,6 @@ __version__ = '0.1.0'
 # before anything that imports basicsr
 compat.apply()
 
-from . import archs, losses, models  # noqa: E402
+from . import archs, losses, metrics, models  # noqa: E402
 
-__all__ = ['archs', 'losses', 'models']
+__all__ = ['archs', 'losses', 'metrics', 'models']

@@ -11,7 +11,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch.nn import functional as F
 
 import pisr_plugin.archs  # noqa: F401  (registers)
-from pisr_plugin.distill.estimators import Adapter, LocationScale
+from pisr_plugin.distill.estimators import Adapter, LocationFreeScale, LocationScale
+from pisr_plugin.losses import VIDGaussianLoss, VIDLaplaceLoss
 
 SCALE_SHAPES = {None: (2, 5, 6, 7), 'C': (2, 5, 1, 1), 'HW': (2, 1, 6, 7), 'CHW': (2, 1, 1, 1)}
 
@@ -59,6 +60,45 @@ def test_branches_are_two_convolutions_with_one_slope():
 def test_unknown_sharing_is_refused():
     with pytest.raises(ValueError, match="homoscedastic: found 'WH', possible: None, 'C', 'HW', 'CHW'"):
         LocationScale(in_ch=3, out_ch=3, homoscedastic='WH')
+
+
+@pytest.mark.parametrize('homoscedastic, channels', [('C', 5), ('CHW', 1)])
+def test_a_free_scale_is_shared_by_all_images_and_starts_where_asked(homoscedastic, channels):
+    torch.manual_seed(0)
+    net = LocationFreeScale(in_ch=3, out_ch=5, homoscedastic=homoscedastic, initial=0.25).double()
+    x = torch.randn(2, 3, 6, 7).double()
+    location, scale = net(x)
+    assert torch.equal(location, net.mean(x))
+    assert scale.shape == (2, channels, 1, 1)
+    torch.testing.assert_close(scale, torch.full_like(scale, 0.25), rtol=1e-6, atol=0)
+    (location.sum() + scale.sum()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_free_scale_takes_the_location_branch_of_location_scale():
+    free, full = LocationFreeScale(in_ch=3, out_ch=5).state_dict(), LocationScale(in_ch=3, out_ch=5).state_dict()
+    assert free.pop('raw_scale').shape == (1, 5, 1, 1)
+    assert {key: value.shape for key, value in free.items()} == {
+        key: value.shape for key, value in full.items() if key.startswith('mean.')
+    }
+
+
+@pytest.mark.parametrize('loss, power', [(VIDGaussianLoss, 2), (VIDLaplaceLoss, 1)])
+@pytest.mark.parametrize('homoscedastic, shared', [('C', (0, 2, 3)), ('CHW', (0, 1, 2, 3))])
+def test_the_best_free_scale_is_the_mean_residual(loss, power, homoscedastic, shared):
+    torch.manual_seed(0)
+    net = LocationFreeScale(in_ch=3, out_ch=5, homoscedastic=homoscedastic).double()
+    x, target = torch.randn(2, 3, 6, 7).double(), torch.randn(2, 5, 6, 7).double()
+    best = (net(x).location - target).detach().abs().pow(power).mean(shared, keepdim=True)
+    net.raw_scale.data = best.expm1().log()  # the inverse of softplus
+    loss(scale_factor=1.0, eps=0.0)(net(x), target).backward()
+    assert net.raw_scale.grad.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize('options', [{'homoscedastic': 'HW'}, {'homoscedastic': None}, {'initial': 0.0}])
+def test_impossible_free_scales_are_refused(options):
+    with pytest.raises(ValueError, match=f'{next(iter(options))}: found'):
+        LocationFreeScale(in_ch=3, out_ch=3, **options)
 
 
 def test_adapter_changes_channels_by_one_convolution():

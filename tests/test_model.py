@@ -172,3 +172,10 @@ def test_the_teacher_without_an_hourglass_links_by_its_pooled_feature(batch):
     model = build_model(options(network_t={'type': 'HRFSRCNN', 'upscale': 2, 'd': 8, 's': 4, 'm': 1}))
     assert model.links[0].teacher == 'pooled'
     assert step(model, batch)['l_distill_body'] != 0
+
+
+def test_the_output_itself_is_distilled(batch):
+    model = build_model(options(train={'distill_opt': {'soft': {'student': '.', 'loss': {'type': 'FeatureMAELoss'}}}}))
+    student = deepcopy(model.net_ema if hasattr(model, 'net_ema') else model.net)
+    expected = (student(batch['lq']) - model.teacher(batch['gt']).sr).abs().mean()
+    assert step(model, batch)['l_distill_soft'] == pytest.approx(expected.item(), rel=1e-6)

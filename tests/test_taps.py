@@ -122,3 +122,14 @@ def test_a_tap_that_is_not_reached_says_so(image, tap):
 def test_parts_of_a_tap():
     assert Tap.parse('body.3#2@input') == ('body.3', 2, True)
     assert Tap.parse('body.3') == Tap.parse('body.3@output') == ('body.3', None, False)
+
+
+def test_a_dot_taps_the_network_itself(image):
+    class Pair(nn.Identity):
+        def forward(self, x):
+            return x + 1, x
+
+    net = in_place_net()
+    assert torch.equal(TapReader(net, ['.']).read(image)['.'], net(image))
+    assert torch.equal(TapReader(net, ['.@input']).read(image)['.@input'], image)
+    assert torch.equal(TapReader(Pair(), ['.']).read(image)['.'], image + 1)

@@ -2,7 +2,7 @@
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from pisr_plugin.distill.estimators import Adapter, LocationScale
+from pisr_plugin.distill.estimators import Adapter, LocationFreeScale, LocationScale
 
 from .bicubic_arch import Bicubic
 from .carn_arch import CARN
@@ -17,7 +17,7 @@ from .rfdn_arch import RFDN
 from .vdsr_arch import VDSR
 
 # Recipes name estimators by type like any network; their own file does without BasicSR.
-for _estimator in (Adapter, LocationScale):
+for _estimator in (Adapter, LocationFreeScale, LocationScale):
     ARCH_REGISTRY.register(_estimator)
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     'RFDN',
     'VDSR',
     'Adapter',
+    'LocationFreeScale',
     'LocationScale',
     'PIEncoder',
     'PITeacher',

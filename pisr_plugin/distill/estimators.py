@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,52 @@ class LocationScale(nn.Module):
         if self.pool:
             scale = scale.mean(dim=(2, 3), keepdim=True)
         return Estimate(location=self.mean(x), scale=F.softplus(scale))
+
+
+class LocationFreeScale(nn.Module):
+    """Estimates the location of the teacher's feature; its scale is a free parameter, the same for all images.
+
+    The homoscedastic model of Variational Information Distillation (CVPR 2019, section 2), whose variance is
+    softplus(parameter) + 1e-5 for each channel, starting at 5; its loss is VIDGaussianLoss with ``scale_factor: 1``,
+    ``eps: 1e-5`` and ``official_constant: false``. The location branch is LocationScale's, so that exchanging the two
+    changes the scale alone (the VID authors' has three convolutions without bias, and ReLU). There is no free scale
+    for each position: patches are cropped anywhere, so a position means nothing.
+
+    Given the locations, the Gaussian loss is smallest where the variance is the mean squared residual that shares it,
+    the Laplace loss where its b is the mean absolute residual.
+
+    .. code-block:: yaml
+
+        estimator: {type: LocationFreeScale, homoscedastic: C}
+        loss: {type: VIDGaussianLoss, scale_factor: 1.0, eps: 1e-5, official_constant: false}
+
+    Args:
+        in_ch: Channels of the student's feature.
+        out_ch: Channels of the teacher's feature.
+        homoscedastic: ``'C'`` (one scale for each channel) or ``'CHW'`` (one in all, that is one a layer).
+        initial: Scale to start from.
+
+    Shape:
+        (N, in_ch, H, W) to location (N, out_ch, H, W) and scale (N, out_ch, 1, 1) or (N, 1, 1, 1).
+
+    Raises:
+        ValueError: ``homoscedastic`` is neither, or ``initial`` is not above 0.
+    """
+
+    def __init__(self, *, in_ch: int, out_ch: int, homoscedastic: str = 'C', initial: float = 5.0) -> None:
+        super().__init__()
+        if homoscedastic not in ('C', 'CHW'):
+            raise ValueError(f"homoscedastic: found {homoscedastic!r}, possible: 'C', 'CHW'")
+        if not initial > 0:
+            raise ValueError(f'initial: found {initial!r}, possible: a number above 0')
+        self.mean = _branch(in_ch, out_ch)
+        # The inverse of softplus.
+        start = initial + math.log(-math.expm1(-initial))
+        self.raw_scale = nn.Parameter(torch.full((1, out_ch if homoscedastic == 'C' else 1, 1, 1), start))
+
+    def forward(self, x: torch.Tensor) -> Estimate:
+        scale = F.softplus(self.raw_scale).expand(len(x), -1, -1, -1)
+        return Estimate(location=self.mean(x), scale=scale)
 
 
 class Adapter(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pisr_plugin.distill.taps import TapReader
+from pisr_plugin.distill.taps import Tap, TapReader
 from pisr_plugin.errors import OptionsError, TapError, choice
 
 
@@ -78,8 +78,11 @@ class LinkedNetwork(nn.Module):
 def default_teacher_tap(teacher: nn.Module, student_tap: str) -> str:
     """The place in ``teacher`` that corresponds to ``student_tap``.
 
-    The same path inside the teacher's decoder when there is one, else the teacher's declared tap, else the same path.
+    The same path inside the teacher's decoder when there is one, else the teacher's declared tap, else the same path;
+    for the student's output the teacher's.
     """
+    if not Tap.parse(student_tap).path:
+        return student_tap
     in_decoder = f'decoder.{student_tap}'
     try:
         TapReader(teacher, [in_decoder])

@@ -2,6 +2,7 @@
 
 A tap is written ``path``, ``path@input`` or ``path#2``, e.g. ``body.3``, ``upsampler@input``, ``block#2@input``:
 the output (or first input) of the module at that dotted path, at its second call when it is called several times.
+``.`` is the network itself: its output, or the reconstruction alone where that is a tuple.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SYNTAX = re.compile(r'(?P<path>[^@#]+)(#(?P<call>[1-9]\d*))?(?P<side>@input|@ou
 class Tap(NamedTuple):
     """A parsed tap."""
 
-    path: str
+    path: str  # empty: the network itself
     call: int | None  # 1-based; None: the module must be called exactly once
     at_input: bool
 
@@ -38,7 +39,8 @@ class Tap(NamedTuple):
         if match is None:
             raise TapError(f'{text!r} is not a tap. Write a module path, e.g. body.3, body.3@input or body.3#2.')
         call = match['call']
-        return cls(match['path'], int(call) if call else None, match['side'] == '@input')
+        path = match['path']
+        return cls('' if path == '.' else path, int(call) if call else None, match['side'] == '@input')
 
 
 class _AllTapsRead(Exception):
@@ -75,7 +77,7 @@ class TapReader:
         self._copied: dict[bool, frozenset[str]] = {}
         modules = dict(net.named_modules())
         for text, tap in self.taps.items():
-            if tap.path not in modules or tap.path == '':
+            if tap.path not in modules:
                 raise TapError(f'{type(net).__name__} has no tap {text!r}. {choice(tap.path, filter(None, modules))}')
 
     def attach(self) -> TapReader:
@@ -144,6 +146,8 @@ class TapReader:
             )
         if tap.call not in (None, call):
             return
+        if isinstance(value, tuple) and not tap.path and value:
+            value = value[0]
         if not isinstance(value, Tensor):
             raise TapError(
                 f'{type(self.net).__name__}: {text} yields {type(value).__name__}, not a tensor. '

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from pisr_plugin.engine.recipe import resolve
 from pisr_plugin.errors import OptionsError, choice
 
-_HAND_OFF = 'stage:'
+HAND_OFF = 'stage:'
 
 
 @dataclass
@@ -111,9 +111,9 @@ def select(stages: list[Stage], name: str | None) -> list[Stage]:
 def _take_hand_offs(stage: Stage, earlier: list[Stage]) -> None:
     path = stage.options.setdefault('path', {})
     for key, value in list(path.items()):
-        if not (isinstance(value, str) and value.startswith(_HAND_OFF)):
+        if not (isinstance(value, str) and value.startswith(HAND_OFF)):
             continue
-        source_name = value[len(_HAND_OFF) :]
+        source_name = value[len(HAND_OFF) :]
         source = next((s for s in earlier if s.name == source_name), None)
         if source is None:
             raise OptionsError(
