@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from benchmarks.harness import Settings, Timings, measure
+from benchmarks.peer import PeerStudentStage
 from benchmarks.render import render
 from benchmarks.report import Table, json_line, markdown, text
+from pisr_plugin.errors import PISRError
 from tests.conftest import ROOT
 
 # the columns of each benchmark's first table, which scripts read
@@ -99,3 +101,78 @@ def test_a_document_is_filled_from_the_newest_figures():
 def test_the_page_on_performance_shows_what_was_measured():
     page = (ROOT / 'docs/performance.md').read_text()
     assert render(page, (ROOT / 'docs/performance.jsonl').read_text()) == page
+
+
+# What benchmarks.peer needs of a checkout of the PISR authors' code, in our own words.
+CHECKOUT = {
+    'easydict.py': """
+class EasyDict(dict):
+    def __init__(self, **content):
+        super().__init__({k: EasyDict(**v) if isinstance(v, dict) else v for k, v in content.items()})
+
+    __getattr__ = dict.__getitem__
+""",
+    'step2_train_student.py': """
+from collections import OrderedDict
+import easydict
+from torch import nn, optim
+from pisr_plugin.archs import FSRCNN, PIEncoder
+from pisr_plugin.distill.estimators import LocationScale
+
+device = None
+
+
+def get_model(config, kind):
+    options = config[kind + '_model'].params
+    network = FSRCNN(upscale=options['scale'])
+    if kind == 'teacher':
+        network.add_module('encoder', PIEncoder(num_in_ch=options['n_colors'], upscale=options['scale']))
+    model = nn.Module()
+    model.backbone = nn.ModuleDict({'network': network})
+    if kind == 'student':
+        branches = LocationScale(in_ch=56, out_ch=56)
+        names = {'expanding_mean': branches.mean, 'expanding_var': branches.var}
+        model.vid_module_dict = nn.Sequential(OrderedDict(names))
+    return model
+
+
+def get_loss(config):
+    return {'train': nn.L1Loss()}
+
+
+def get_optimizer(config, model):
+    return optim.Adam(model.parameters(), lr=config.optimizer.params.lr)
+
+
+def train_single_epoch(config, student, teacher, dataloader, criterion, optimizer, epoch, writer, visualizer, postfix):
+    for lq, gt, _ in dataloader:
+        assert len(lq) == len(dataloader.dataset) == config.train.batch_size
+        optimizer.zero_grad()
+        loss = criterion['train'](student.backbone['network'](lq.to(device)), gt.to(device))
+        loss.backward()
+        optimizer.step()
+""",
+}
+
+
+def test_a_checkout_of_the_original_is_driven_from_our_weights(tmp_path):
+    for name, content in CHECKOUT.items():
+        (tmp_path / name).write_text(content)
+    program = (
+        'from pathlib import Path; from benchmarks.harness import Settings; from benchmarks.peer import *;'
+        f'peer = PeerStudentStage(Settings(quick=True, peer=Path({str(tmp_path)!r})), "pisr_fsrcnn_x2");'
+        'ours = build(stage_options("pisr_fsrcnn_x2", "student", Settings(quick=True))).net.state_dict();'
+        'theirs = peer.student.backbone["network"].state_dict();'
+        'assert all((ours[key] == theirs[key]).all() for key in ours); peer.step();'
+        'assert any((ours[key] != theirs[key]).any() for key in ours)'
+    )
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize('content, message', [(None, 'no checkout'), ('import no_such_package', 'no_such_package')])
+def test_what_is_no_checkout_is_said_so(tmp_path, content, message):
+    if content:
+        (tmp_path / 'step2_train_student.py').write_text(content)
+    with pytest.raises(PISRError, match=message):
+        PeerStudentStage(Settings(quick=True, peer=tmp_path), 'pisr_fsrcnn_x2')
