@@ -1,7 +1,7 @@
 """Privileged-information distillation for efficient image super-resolution, as a plugin for BasicSR.
 
-Importing it makes BasicSR importable (:mod:`pisr_plugin.compat`) and registers networks, losses, metrics and
-models with it.
+Importing it makes BasicSR importable (:mod:`pisr_plugin.compat`) and registers networks, losses, metrics, models and
+a dataset with it.
 """
 
 from . import compat
@@ -12,5 +12,6 @@ __version__ = '0.1.0'
 compat.apply()
 
 from . import archs, losses, metrics, models  # noqa: E402
+from .data import blurred_dataset  # noqa: E402, F401  (for its registration)
 
 __all__ = ['archs', 'losses', 'metrics', 'models']

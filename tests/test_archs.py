@@ -27,6 +27,7 @@ class Case:
     macs: float | None = None  # published or counted multiply-adds for a 1280x720 output, in G
     ch: int = 3
     tap_at_hr: bool = False
+    tap_is_vector: bool = False
 
     @property
     def scale(self) -> int:
@@ -96,6 +97,23 @@ ERFDN = {
     x: Case('ERFDN', 433_448 - 451 * (48 - 3 * x * x), 50, {'upscale': x}, macs)
     for x, macs in ((2, None), (3, None), (4, 23.759))
 }
+KDSR_M, KDSR_L, KDSR_GAN = (
+    {'num_feat': c, 'num_block': n, 'num_estimator_block': r} for c, n, r in ((64, 53, 9), (128, 28, 5), (128, 42, 6))
+)
+KDSR = {  # Multi-Adds of ordinary convolutions alone: 0.8 % (M) and 0.3 % (L) less than with the dynamic ones
+    'KDSR_M_x2': Case('KDSRStudent', 5_647_387, 256, {'upscale': 2}, tap_is_vector=True),
+    'KDSR_M_x4': Case('KDSRStudent', 5_795_099, 256, {'upscale': 4, **KDSR_M}, 226.877, tap_is_vector=True),
+    'KDSR_L_x4': Case('KDSRStudent', 14_191_003, 512, {'upscale': 4, **KDSR_L}, 623.615, tap_is_vector=True),
+    'KDSR_GAN_x4': Case('KDSRStudent', 18_846_107, 512, {'upscale': 4, **KDSR_GAN}, 759.510, tap_is_vector=True),
+    'KDSR_small': Case(
+        'KDSRStudent',
+        20_197,
+        32,
+        {**Y, 'upscale': 3, 'num_feat': 8, 'num_block': 2, 'num_estimator_block': 1},
+        ch=1,
+        tap_is_vector=True,
+    ),
+}
 STUDENTS = {
     'FSRCNN': FSRCNN,
     'FSRCNN_L': FSRCNN_L,
@@ -131,6 +149,7 @@ CASES = {
     'IMDN_small': Case('IMDN', 27_614, 20, {'upscale': 2, 'num_feat': 20, 'num_block': 2}),
     'RFDN_y': Case('RFDN', 534_036 - 2 * 48 * 9 - 8 * (48 * 9 + 1), 48, {**Y, 'upscale': 2}, ch=1),
     'RFDN_small': Case('RFDN', 35_711, 17, {'upscale': 5, 'num_feat': 17, 'num_block': 2}),
+    **KDSR,
     'PITeacher_FSRCNN_L': teacher(FSRCNN_L[2], 234_204, d=56, s=56),
     'PITeacher_prelu': teacher(FSRCNN[2], 98_729, last_activation=True),
 }
@@ -215,7 +234,7 @@ def test_default_tap_is_passed_once_at_lr_size(case):
     network = case.build()
     (feature,) = tapped(network, network.default_tap, case.image())
     factor = case.scale if case.tap_at_hr else 1
-    assert feature.shape == (1, case.tap, 8 * factor, 9 * factor)
+    assert feature.shape == ((1, case.tap) if case.tap_is_vector else (1, case.tap, 8 * factor, 9 * factor))
 
 
 @pytest.mark.parametrize('name', [name for name in CASES if f'PITeacher_{name}' in CASES])
@@ -642,6 +661,9 @@ REFUSED = [
     ('CARNM', {'upscale': 2, 'num_feat': 30}, r'num_feat: found 30, possible: multiples of groups \(4\)'),
     ('IMDN', {'upscale': 2, 'num_feat': 15}, 'num_feat: found 15, possible: a whole number from 16 on'),
     ('ERFDN', {'upscale': 4, 'num_feat': 2}, 'num_feat: found 2'),
+    ('KDSRStudent', {'upscale': 8}, 'upscale: found 8, possible: 2, 3, 4'),
+    ('KDSRStudent', {'upscale': 4, 'num_estimator_block': -1}, 'num_estimator_block: found -1'),
+    ('KDSRTeacher', {'upscale': 4, 'num_in_ch': 6}, 'num_in_ch: found 6, possible: 3, 1'),
     ('PIEncoder', {'num_in_ch': 1, 'upscale': 0}, 'upscale: found 0'),
     ('PITeacher', {'upscale': 2, 'decoder': {'upscale': 2}}, 'decoder: found .*with its type'),
     ('PITeacher', {'upscale': 2, 'decoder': {'type': 'FSRCNN', 'upscale': 3}}, 'decoder.upscale: found 3, possible: 2'),

@@ -12,6 +12,7 @@ from .fsrcnn_arch import FSRCNN
 from .hrfsrcnn_arch import HRFSRCNN
 from .idn_arch import IDN
 from .imdn_arch import IMDN
+from .kdsr_arch import KDSRStudent, KDSRTeacher
 from .pi_teacher_arch import PIEncoder, PITeacher, TeacherOutput
 from .rfdn_arch import RFDN
 from .vdsr_arch import VDSR
@@ -29,6 +30,8 @@ __all__ = [
     'HRFSRCNN',
     'IDN',
     'IMDN',
+    'KDSRStudent',
+    'KDSRTeacher',
     'RFDN',
     'VDSR',
     'Adapter',

@@ -11,6 +11,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 SCALES = (2, 3, 4)
+_KDSR = [
+    {},
+    {'num_feat': 128, 'num_block': 28, 'num_estimator_block': 5},
+    {'num_feat': 128, 'num_block': 42, 'num_estimator_block': 6},
+]
 VARIANTS = {  # what releases and papers differ in, beside colour and scale
     'FSRCNN': [{}, {'d': 56, 's': 56, 'm': 4}, {'per_channel_prelu': True}],
     'VDSR': [{}, {'bias': True}],
@@ -20,6 +25,8 @@ VARIANTS = {  # what releases and papers differ in, beside colour and scale
     'IMDN': [{}],
     'RFDN': [{}, {'num_feat': 52}],
     'ERFDN': [{}],
+    'KDSRStudent': _KDSR,
+    'KDSRTeacher': _KDSR,
 }
 
 
