@@ -4,33 +4,52 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch._dynamo import config as dynamo
 
 from benchmarks.harness import Action, Settings, Timings, measure
-from benchmarks.machine import conv_peak, count_flops
-from benchmarks.parity import step_of_ours, step_of_plain
+from benchmarks.machine import Work, conv_peak, count_flops
+from benchmarks.parity import Outcome, step_of_ours, step_of_plain
 from benchmarks.report import Table
 from benchmarks.workload import build, iterate, make_batch, plain_loop, stage_options
 from pisr_plugin.errors import PISRError
 
-PLAIN, PLAIN_CHANNELS_LAST = 'plain loop', 'plain loop, channels_last'
+PLAIN, DEFAULT = 'plain loop', 'default'
 _PEAK = 'convolution peak'
+_WARMUP = 4  # after the first step; a CUDA graph is recorded within
+
+# how plain loops may differ: arguments of plain_loop
+LOOPS: dict[str, Mapping[str, bool]] = {PLAIN: {}, 'plain loop, channels_last': {'channels_last': True}}
 
 # variants of every stage: what --force_yml would get
-COMPILE = ['train:compile=true']
+COMPILE, _GRAPH = ['train:compile=true'], ['train:cuda_graph=true']
 LEVERS: dict[str, Sequence[str]] = {
-    'default': [],
+    DEFAULT: [],
     'channels_last: false': ['train:channels_last=false'],
     'compile': COMPILE,
 }
+
+
+class Entrant(NamedTuple):
+    """A variant that is timed.
+
+    Attributes:
+        step: One training step.
+        errors: What its first step was off by, against float64.
+    """
+
+    step: Action
+    errors: Mapping[str, float] = {}
 
 
 def contest(
     title: str,
     recipe: str,
     stage: str,
+    loops: Mapping[str, Mapping[str, bool]],
     levers: Mapping[str, Sequence[str]],
     settings: Settings,
     extra: Mapping[str, Action] | None = None,
@@ -41,6 +60,7 @@ def contest(
         title: Of the table.
         recipe: A file of ``options/`` without its suffix.
         stage: One of its stages.
+        loops: Variants of the plain loop: arguments of :func:`~benchmarks.workload.plain_loop` by name.
         levers: Variants of ours: options by name. What the model refuses becomes a note.
         settings: Rounds, sizes and device.
         extra: Other steps to time, by name.
@@ -49,55 +69,39 @@ def contest(
         One row for each variant. ``speedup`` is over the plain loop; ``percent_of_peak`` counts useful operations
         only, those of the plain loop with its teacher stopped at the feature, against the fp32 peak.
     """
-    if settings.quick:  # compiling takes half a minute each
-        levers = {name: changes for name, changes in levers.items() if COMPILE[0] not in changes}
+    levers = _levers_here(levers, settings)
     allow_compiling(len(levers))
     opt = stage_options(recipe, stage, settings)
     batch = {key: value.to(settings.device) for key, value in make_batch(opt).items()}
     needed = plain_loop(build(opt), to_tap=True)
     useful = count_flops(lambda: needed.step(batch))
     reference = step_of_plain(plain_loop(build(opt), dtype=torch.float64), batch)
-    peak = conv_peak(settings)
 
-    steps: dict[str, Action] = {_PEAK: peak.run}
-    errors: dict[str, dict[str, float]] = {}
-    flops: dict[str, int] = {}
-    refused: dict[str, str] = {}
-    for name, channels_last in ((PLAIN, False), (PLAIN_CHANNELS_LAST, True)):
-        loop = plain_loop(build(opt), channels_last=channels_last)
-        errors[name] = step_of_plain(loop, batch).errors(reference)
-        steps[name] = lambda loop=loop: loop.step(batch)
+    entrants = {name: _plain(opt, how, batch, reference) for name, how in loops.items()}
+    refused = []
     for name, changes in levers.items():
         try:
-            model = build(stage_options(recipe, stage, settings, changes))
-            errors[name] = step_of_ours(model, batch).errors(reference)
+            entrants[name] = _ours(stage_options(recipe, stage, settings, changes), batch, reference)
         except PISRError as error:
-            refused[name] = str(error).split('. ')[0]
-            continue
-        steps[name] = lambda model=model: iterate(model, batch)
-    steps.update(extra or {})
-    for name in (PLAIN, 'default'):
-        flops[name] = count_flops(steps[name])
-    timings = measure(steps, settings)
+            refused.append(f'{name} was refused: {str(error).split(". ")[0]}')
+    entrants |= {name: Entrant(step) for name, step in (extra or {}).items()}
 
+    flops = {name: count_flops(entrants[name].step) for name in (PLAIN, DEFAULT)}
+    peak = conv_peak(settings)
+    steps = {_PEAK: peak.run, **{name: entrant.step for name, entrant in entrants.items()}}
+    timings = measure(steps, settings, warmup=_WARMUP)
     rows = [
         {
             'variant': name,
             'ms': 1000 * timings.median(name),
             'speedup': timings.speedup(name, PLAIN),
-            'percent_of_peak': 100 * _share_of_peak(timings, name, useful, peak.flops),
+            'percent_of_peak': 100 * _share_of_peak(timings, name, useful, peak),
             'GFLOP': flops[name] / 1e9 if name in flops else None,
-            **errors.get(name, {}),
+            **entrant.errors,
         }
-        for name in timings.seconds
-        if name != _PEAK
+        for name, entrant in entrants.items()
     ]
-    rate = peak.flops / timings.median(_PEAK)
-    floor = (
-        f'{useful / 1e9:.1f} useful GFLOP at the {rate / 1e9:.0f} GFLOP/s of the convolution peak '
-        f'(best {peak.flops / timings.best(_PEAK) / 1e9:.0f}) take {1000 * useful / rate:.0f} ms.'
-    )
-    return Table(title, rows, [floor, *(f'{name} was refused: {reason}' for name, reason in refused.items())])
+    return Table(title, rows, [_floor(timings, useful, peak), *refused])
 
 
 def allow_compiling(variants: int) -> None:
@@ -106,6 +110,36 @@ def allow_compiling(variants: int) -> None:
     dynamo.fail_on_recompile_limit_hit = True
 
 
-def _share_of_peak(timings: Timings, name: str, useful: int, peak_flops: int) -> float:
+def _levers_here(levers: Mapping[str, Sequence[str]], settings: Settings) -> dict[str, Sequence[str]]:
+    """On CUDA all variants also as a graph; in a quick run none that compiles, which takes half a minute each."""
+    here = dict(levers)
+    if settings.device == 'cuda':
+        here |= {f'{name}, cuda_graph': [*changes, *_GRAPH] for name, changes in levers.items()}
+    if settings.quick:
+        here = {name: changes for name, changes in here.items() if not set(COMPILE) & set(changes)}
+    return here
+
+
+def _plain(opt: dict, how: Mapping[str, bool], batch: dict[str, Tensor], reference: Outcome) -> Entrant:
+    loop = plain_loop(build(opt), **how)
+    errors = step_of_plain(loop, batch).errors(reference)
+    return Entrant(lambda: loop.step(batch), errors)
+
+
+def _ours(opt: dict, batch: dict[str, Tensor], reference: Outcome) -> Entrant:
+    model = build(opt)
+    errors = step_of_ours(model, batch).errors(reference)
+    return Entrant(lambda: iterate(model, batch), errors)
+
+
+def _share_of_peak(timings: Timings, name: str, useful: int, peak: Work) -> float:
     pairs = zip(timings.seconds[name], timings.seconds[_PEAK], strict=True)
-    return statistics.median((useful / seconds) / (peak_flops / at_peak) for seconds, at_peak in pairs)
+    return statistics.median((useful / seconds) / (peak.flops / at_peak) for seconds, at_peak in pairs)
+
+
+def _floor(timings: Timings, useful: int, peak: Work) -> str:
+    rate, best = peak.flops / timings.median(_PEAK), peak.flops / timings.best(_PEAK)
+    return (
+        f'{useful / 1e9:.1f} useful GFLOP at the {rate / 1e9:.0f} GFLOP/s of the convolution peak '
+        f'(best {best / 1e9:.0f}) take {1000 * useful / rate:.0f} ms.'
+    )

@@ -63,21 +63,28 @@ class Timings:
 
 
 def measure(
-    variants: Mapping[str, Action], settings: Settings, *, warmup: int = 2, calls: int = 1, seed: int = 0
+    variants: Mapping[str, Action],
+    settings: Settings,
+    *,
+    warmup: int = 2,
+    calls: int | Mapping[str, int] = 1,
+    now: Callable[[], float] | None = None,
+    seed: int = 0,
 ) -> Timings:
     """Runs all variants in turn, in a new order every round.
-
-    The clock is the CPU time of this process, which other processes on the machine disturb least; it is the wall
-    clock where several threads work, and on CUDA, where the device is waited for before each reading.
 
     Args:
         variants: What to time, by name.
         settings: Rounds, threads and device.
-        warmup: Untimed turns of each variant first: caches, compilation, autotuning.
-        calls: Calls in one turn, for actions too short for one.
+        warmup: Untimed calls of each variant first: caches, compilation, autotuning.
+        calls: Calls in one turn, for actions too short for one; of all or of each variant.
+        now: A clock in seconds; by default :func:`clock`.
         seed: Of the order.
+
+    Returns:
+        Seconds of one call.
     """
-    now = clock(settings)
+    now = now or clock(settings)
     for action in variants.values():
         for _ in range(warmup):
             action()
@@ -86,15 +93,20 @@ def measure(
     for _ in range(settings.rounds):
         shuffle(order)
         for name in order:
-            action, start = variants[name], now()
-            for _ in range(calls):
+            action, count = variants[name], calls if isinstance(calls, int) else calls[name]
+            start = now()
+            for _ in range(count):
                 action()
-            timings.seconds[name].append((now() - start) / calls)
+            timings.seconds[name].append((now() - start) / count)
     return timings
 
 
 def clock(settings: Settings) -> Callable[[], float]:
-    """The clock that :func:`measure` reads, in seconds."""
+    """The clock that fits what is measured, in seconds.
+
+    It is the CPU time of this process, which other processes on the machine disturb least; the wall clock where
+    several threads work, and on CUDA, where the device is waited for before each reading.
+    """
     if settings.device == 'cuda':
         return _synchronized
     return time.process_time if settings.threads == 1 else time.perf_counter

@@ -1,8 +1,7 @@
-"""The machine a benchmark runs on: what it is, its convolution peak, its allocator."""
+"""The machine a benchmark runs on: what it is, its convolution peak."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -14,9 +13,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Settings
-
-# glibc's names for what mallopt sets
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def facts(settings: Settings) -> dict[str, object]:
@@ -33,19 +29,6 @@ def facts(settings: Settings) -> dict[str, object]:
         'torch': torch.__version__,
         'commit': _commit(),
     }
-
-
-def tune_allocator() -> bool:
-    """Lets glibc keep large blocks instead of returning each to the system; False where there is no glibc.
-
-    glibc maps every block above 32 MB anew, so each activation of a step costs thousands of page faults. Benchmarks do
-    this for all variants alike, so that it favours none.
-    """
-    if platform.libc_ver()[0] != 'glibc':
-        return False
-    libc = ctypes.CDLL(None)
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 << 20))
-    return all([libc.mallopt(name, value) for name, value in settings])
 
 
 class Work(NamedTuple):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks.contest import COMPILE, LEVERS, contest
+from benchmarks.contest import COMPILE, LEVERS, LOOPS, contest
 from benchmarks.harness import Settings
 from benchmarks.report import Table
 
+_LOOPS = {
+    **LOOPS,
+    'plain loop, teacher to its tap': {'to_tap': True},
+    'plain loop, both and fused Adam': {'channels_last': True, 'to_tap': True, 'fused': True},
+}
 _BF16_TEACHER, _BF16 = ['train:amp_teacher=bf16'], ['train:amp=bf16', 'train:amp_teacher=bf16']
 _STUDENT_LEVERS = {
     **LEVERS,
@@ -25,6 +30,6 @@ def run(settings: Settings) -> list[Table]:
 
         extra["PISR authors' loop"] = PeerStudentStage(settings, _FSRCNN).step
     return [
-        contest('Student stage, FSRCNN x2 on Y', _FSRCNN, 'student', _STUDENT_LEVERS, settings, extra),
-        contest('Student stage, RFDN x4 on RGB', _RFDN, 'student', _STUDENT_LEVERS, settings),
+        contest('Student stage, FSRCNN x2 on Y', _FSRCNN, 'student', _LOOPS, _STUDENT_LEVERS, settings, extra),
+        contest('Student stage, RFDN x4 on RGB', _RFDN, 'student', _LOOPS, _STUDENT_LEVERS, settings),
     ]
