@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,11 +27,13 @@ def save_atomic(content: Any, path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: the folder is missing, not writable or full. An older file at ``path`` is still whole then.
     """
+    buffer = io.BytesIO()  # torch reports a full disk without saying so
+    torch.save(content, buffer)
     try:
         with replacing(path, durable=True) as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise CheckpointError(f'cannot write {path}: {error}') from error
+            file.write(buffer.getbuffer())
+    except OSError as error:
+        raise CheckpointError(f'cannot write {path}: {error.strerror or error}') from None
 
 
 def load_file_safely(path: str | os.PathLike) -> Any:
@@ -46,7 +49,10 @@ def load_file_safely(path: str | os.PathLike) -> Any:
     try:
         if path.suffix == '.safetensors':
             return load_file(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with open(path, 'rb') as file:
+            _check_sums(file)
+            file.seek(0)
+            return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -54,11 +60,29 @@ def load_file_safely(path: str | os.PathLike) -> Any:
             f'({reason}). Loading it could run code; save its state dict again where you trust '
             'it.'
         ) from None
-    except (RuntimeError, EOFError, OSError, SafetensorError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from None
+    except Exception as error:  # a damaged file makes its readers fail in every way there is
         raise CheckpointError(
             f'{path} cannot be read: {str(error).splitlines()[0] if str(error) else "it is empty"}. '
             'It is damaged or not a checkpoint.'
         ) from None
+
+
+def _check_sums(file: BinaryIO) -> None:
+    """Compares a zip file's contents with their checksums, at which torch does not look.
+
+    Raises:
+        ValueError: something was changed after it was written.
+    """
+    if not zipfile.is_zipfile(file):  # torch's format before 1.6
+        return
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError('it is compressed, as torch does not write it')  # a small file could fill the memory
+        changed = archive.testzip()
+    if changed is not None:
+        raise ValueError(f'the checksum of {changed} in it is wrong')
 
 
 def load_weights(path: str | os.PathLike, param_key: str | None = 'params') -> dict[str, Tensor]:

@@ -30,11 +30,24 @@ def replacing(path: str | os.PathLike, durable: bool = False) -> Iterator[Binary
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         error.filename = str(path)  # it was the temporary file's, or none if the disk is full
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the disk has a folder's entries, so that what is written next cannot get there before them."""
+    if os.name == 'nt':  # folders cannot be opened
+        return
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> None:

@@ -71,7 +71,8 @@ def run(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except PISRError as error:
-        print(f'error: {error}', file=sys.stderr)
+        if str(error):  # else another rank has told it
+            print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder without permission
         print(f'error: {error.filename or "writing"}: {error.strerror or error}', file=sys.stderr)

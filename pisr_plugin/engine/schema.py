@@ -439,7 +439,7 @@ def stage_rule(options: Mapping) -> Fields:
                 lambda v: v == 'auto' or _is_whole(v) and v >= 0,
                 loosely('integer', minimum=0, pattern=f'^auto$|{REFERENCE}'),
             ),
-            'dist_params': Fields({'backend': OneOf('nccl', 'gloo'), 'port': WHOLE}),
+            'dist_params': Fields({'backend': OneOf('nccl', 'gloo'), 'port': WHOLE, 'timeout': POSITIVE}),
             'datasets': Fields({'train': Dataset()}, patterns={'val': Dataset(), 'test': Dataset()}),
             'path': Fields(
                 {'resume_state': TEXT, 'ignore_resume_networks': TEXTS},
@@ -465,6 +465,7 @@ def stage_rule(options: Mapping) -> Fields:
                 {
                     'print_freq': POSITIVE,
                     'save_checkpoint_freq': POSITIVE,
+                    'keep_checkpoints': POSITIVE,
                     'use_tb_logger': FLAG,
                     'wandb': Fields({'project': TEXT, 'resume_id': TEXT}),
                 },

@@ -8,19 +8,23 @@ from collections.abc import Callable
 from copy import deepcopy
 from inspect import signature
 
+import numpy as np
 import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
+from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, imwrite, set_random_seed, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
 
-from pisr_plugin import checkpoint
+from pisr_plugin import checkpoint, random_state
 from pisr_plugin.archs.pi_teacher_arch import argument
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
@@ -64,6 +68,7 @@ class PISRModel(SRModel):
 
     def __init__(self, opt: dict) -> None:
         BaseModel.__init__(self, opt)  # SRModel would build network_g alone
+        self.stop_asked = lambda: False  # asked before each image of a validation
         self.label = 'g' if opt.get('network_g') else 't'
         self.step_options = StepOptions.of(opt.get('train') or {})
         self.memory_format = self.step_options.memory_format(self.device)
@@ -118,7 +123,7 @@ class PISRModel(SRModel):
         self.cri_pix = self._criterion('pixel_opt')
         self.cri_imitation = self._criterion('imitation_opt')
         self._check_network(batch)
-        self._init_ema(resuming)  # a copy of the network as it is, before anything is hooked to it
+        self._copy_for_ema()
 
         self.links = []
         if links_opt:
@@ -140,6 +145,7 @@ class PISRModel(SRModel):
             linked.eval()(*self._inputs(self.net, batch))  # the readers learn here what else they would in a step
         self.estimators = linked.estimators
         self.linked = self.model_to_device(linked.train())
+        self._start_ema(resuming)
         self.setup_optimizers()
         self.setup_schedulers()
         self._setup_step(batch)
@@ -192,7 +198,8 @@ class PISRModel(SRModel):
     def _criterion(self, key: str) -> nn.Module | None:
         return self._build(f'train.{key}', build_loss).to(self.device) if self.opt['train'].get(key) else None
 
-    def _init_ema(self, resuming: bool) -> None:
+    def _copy_for_ema(self) -> None:
+        """Makes the network that averages the weights, while nothing is hooked to the one that it copies."""
         self.ema_decay = self.opt['train'].get('ema_decay') or 0
         if not self.ema_decay:
             return
@@ -200,8 +207,13 @@ class PISRModel(SRModel):
         # listed once: to walk through the modules in every step takes longer than to average
         self._averaged, self._current = list(self.net_ema.parameters()), list(self.net.parameters())
         self._buffers = list(zip(self.net_ema.buffers(), self.net.buffers()))
-        if resuming:
+
+    def _start_ema(self, resuming: bool) -> None:
+        """Gives the averages their first values; only now do all ranks have the same weights."""
+        if self.ema_decay and resuming:
             self.load_network(self.net_ema, self.opt['path'][f'pretrain_network_{self.label}'], True, 'params_ema')
+        elif self.ema_decay:
+            self.net_ema.load_state_dict(self.net.state_dict())
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Wraps the trained module for distributed runs, on CPU (gloo) as on GPU (NCCL)."""
@@ -328,9 +340,63 @@ class PISRModel(SRModel):
             return images
         return [_pad(image, window * (image.shape[-1] // self.lq.shape[-1])) for image in images]
 
+    def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
+
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        """Validates on the images of one set, each rank on its share.
+
+        ``metric_results`` holds the means over all images then, the same on all ranks; None when ``stop_asked`` ended
+        it early on any rank.
+        """
+        dataset, metrics = dataloader.dataset.opt['name'], self.opt['val'].get('metrics') or {}
+        # one sum for each metric, the number of images, and whether a rank stopped early
+        sums = torch.zeros(len(metrics) + 2, dtype=torch.float64)
+        for data in tqdm(self._share(dataloader), unit='image', disable=not self.opt['val'].get('pbar')):
+            if self.stop_asked():
+                sums[-1] = 1
+                break
+            images = self._reconstruct(data)
+            if save_img:
+                imwrite(images['img'], self._image_file(dataset, data['lq_path'][0], current_iter))
+            sums[:-2] += torch.tensor([calculate_metric(images, option) for option in metrics.values()])
+            sums[-2] += 1
+        if self.opt['dist']:
+            sums = sums.to(self.device)
+            torch.distributed.all_reduce(sums)
+        *totals, count, stopped = sums.tolist()
+        self.metric_results = None if stopped else {name: total / count for name, total in zip(metrics, totals)}
+        if self.metric_results:
+            self._initialize_best_metric_results(dataset)
+            for metric, value in self.metric_results.items():
+                self._update_best_metric_result(dataset, metric, value, current_iter)
+            self._log_validation_metric_values(current_iter, dataset, tb_logger)
+
+    def _share(self, dataloader: DataLoader) -> DataLoader:
+        """This rank's images: every ``world_size``-th."""
+        if not self.opt['dist']:
+            return dataloader
+        share = range(self.opt['rank'], len(dataloader.dataset), self.opt['world_size'])
+        return DataLoader(Subset(dataloader.dataset, share), collate_fn=dataloader.collate_fn)
+
+    def _reconstruct(self, data: dict) -> dict[str, np.ndarray]:
+        """``img``, the network's image, and ``img2``, the ground truth where there is one, as 8-bit images."""
+        self.feed_data(data)
+        self.test()
+        images = {'img': tensor2img([self.output.cpu()])}
+        if 'gt' in data:
+            images['img2'] = tensor2img([self.gt.cpu()])
+            del self.gt
+        del self.lq, self.output
         self.batch = {}
+        return images
+
+    def _image_file(self, dataset: str, lq_path: str, current_iter: int) -> str:
+        name = os.path.splitext(os.path.basename(lq_path))[0]
+        if self.is_train:
+            return self._file('visualization', os.path.join(name, f'{name}_{current_iter}.png'))
+        suffix = self.opt['val'].get('suffix') or self.opt['name']
+        return self._file('visualization', os.path.join(dataset, f'{name}_{suffix}.png'))
 
     # ---------------------------------------------------------------------------------------------- files
 
@@ -349,7 +415,8 @@ class PISRModel(SRModel):
         self.save_network(list(nets.values()), f'net_{self.label}', current_iter, list(nets))
         if len(self.estimators):
             self.save_network(self.estimators, 'net_e', current_iter)
-        self.save_training_state(epoch, current_iter)
+        if current_iter != -1:
+            self.save_training_state(epoch, current_iter)
 
     @master_only
     def save_network(self, net, net_label: str, current_iter: int, param_key='params') -> None:
@@ -362,17 +429,31 @@ class PISRModel(SRModel):
         }
         checkpoint.save_atomic(content, self._file('models', f'{net_label}_{_when(current_iter)}.pth'))
 
-    @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        if current_iter == -1:
+        """Saves what a resumed run needs beside the networks; written last, it says that they are there.
+
+        All ranks call it, because each has random numbers of its own; rank 0 writes.
+        """
+        random_states = [random_state.capture()]
+        if self.opt['dist']:
+            random_states *= self.opt['world_size']
+            torch.distributed.all_gather_object(random_states, random_states[0])
+        if self.opt['rank'] != 0:
             return
-        # Written last: a state file says that everything it needs is there.
         state = {
             'epoch': epoch,
             'iter': current_iter,
+            'stage': self.opt['name'],
+            'networks': [f'{name}_{current_iter}.pth' for name in self._network_names()],
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [_plain(scheduler.state_dict()) for scheduler in self.schedulers],
+            'world_size': self.opt['world_size'],
+            'random_states': random_states,
         }
+        if getattr(self, 'scaler', None):
+            state['scaler'] = self.scaler.state_dict()
+        if self.opt['train'].get('on_nan') == 'skip':
+            state['nonfinite'] = int(self.nonfinite)
         if hasattr(self, 'best_metric_results'):
             # Metrics return numpy numbers, which a weights-only load refuses.
             state['best_metric_results'] = {
@@ -381,15 +462,48 @@ class PISRModel(SRModel):
             }
         checkpoint.save_atomic(state, self._file('training_states', f'{current_iter}.state'))
 
+    def _network_names(self) -> list[str]:
+        return [f'net_{self.label}', *(['net_e'] if len(self.estimators) else [])]
+
     def resume_training(self, resume_state: dict) -> None:
-        super().resume_training(resume_state)
+        """Goes on from a training state; the networks were loaded when the model was built.
+
+        Raises:
+            CheckpointError: it lacks something, or is that of another optimiser.
+        """
+        path = self._file('training_states', f'{resume_state["iter"]}.state')
+        try:
+            # of a schedule the position alone: its shape is what the options say now
+            position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
+            schedulers = [{key: saved[key] for key in position} for saved in resume_state['schedulers']]
+            super().resume_training({**resume_state, 'schedulers': schedulers})
+            if getattr(self, 'scaler', None) and 'scaler' in resume_state:
+                self.scaler.load_state_dict(resume_state['scaler'])
+        except (ValueError, KeyError, AssertionError, RuntimeError) as error:
+            raise CheckpointError(
+                f'{path} does not fit the optimiser and schedule of these options (train.optim_g, train.scheduler): '
+                f'{error}'
+            ) from None
         if 'best_metric_results' in resume_state:
             self.best_metric_results = resume_state['best_metric_results']
+        if 'nonfinite' in resume_state and self.opt['train'].get('on_nan') == 'skip':
+            self.nonfinite.fill_(resume_state['nonfinite'])
         if len(self.estimators):
             path = self._file('models', f'net_e_{resume_state["iter"]}.pth')
             if not os.path.isfile(path):
                 raise CheckpointError(f'{path} is missing: the estimators cannot be resumed without it.')
             self.load_network(self.estimators, path)
+        self._resume_random_state(resume_state)
+
+    def _resume_random_state(self, resume_state: dict) -> None:
+        """Restores this rank's random state, or starts a new one that no earlier run has used."""
+        states, world_size = resume_state.get('random_states'), self.opt['world_size']
+        if states and len(states) == world_size:
+            random_state.restore(states[self.opt['rank']])
+            return
+        saved = f'by {len(states)} process(es), not {world_size}' if states else 'without random states'
+        get_root_logger().warning(f'The state was saved {saved}: random numbers such as those of dropout start anew.')
+        set_random_seed(self.opt['manual_seed'] + self.opt['rank'] + resume_state['iter'])
 
     def _file(self, folder: str, name: str) -> str:
         return os.path.join(self.opt['path'][folder], name)

@@ -1,0 +1,159 @@
+"""What the ranks of a distributed run know of each other when something goes wrong.
+
+Each rank tells a store that all share when it fails, and says once a second that it lives. So the others can name the
+one that is missing, mistakes made by all are told once, and nobody waits for ever for a rank that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from datetime import timedelta
+
+from torch import distributed as dist
+
+from pisr_plugin.errors import PISRError
+
+_BEAT = 0.5  # seconds between two signs of life
+_MISSED = 5  # beats without one before a rank counts as gone, once a connection has broken
+_PATIENCE = 240  # beats without one before it counts as gone although no connection broke, as with NCCL
+_GRACE = 20  # beats that the main thread has to end by itself once a rank is gone
+
+
+class RankError(PISRError):
+    """Another rank has ended, so this one cannot go on."""
+
+
+class Peers:
+    """This rank's view of the others.
+
+    Args:
+        connect: Opens a connection to the store that all ranks share.
+        rank: This process.
+        world_size: How many there are.
+    """
+
+    def __init__(self, connect: Callable[[], dist.Store], rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._store = connect()
+        self._silent = dict.fromkeys((r for r in range(world_size) if r != rank), 0)  # beats missed, by rank
+        self._beats = dict.fromkeys(self._silent, b'')
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(connect(),), name='peers', daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Ends the watch."""
+        self._over.set()
+        self._thread.join(timeout=10 * _BEAT)
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Tells the others that this rank fails, and says what this rank's error means in view of theirs.
+
+        Returns:
+            ``error`` itself; or a :class:`RankError` when the cause is that another rank has ended; its text is empty
+            when another rank has told the same already.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it when the first rank ends; this one does too
+        try:
+            lost = _is_lost_connection(error) or isinstance(error, KeyboardInterrupt)
+            missing = self._missing(wait=not isinstance(error, KeyboardInterrupt)) if lost else None
+            if missing:
+                error = RankError(missing)
+            elif _is_lost_connection(error):
+                error = RankError(f'the connection between the ranks broke: {_first_line(error)}')
+            told = isinstance(error, (PISRError, OSError)) and not self._is_first(str(error))
+            # others name the rank that began it, not one that ended because of it
+            self._store.set(f'ended/{self.rank}', str(error) if isinstance(error, RankError) else '')
+            self._wait_for_the_others()
+        except dist.DistError:  # the store is gone, and with it rank 0 or its launcher
+            if _is_lost_connection(error):
+                error = RankError('rank 0 has ended, or the launcher that the ranks meet at; see its message.')
+            return error
+        return RankError('') if told else error
+
+    def _is_first(self, text: str) -> bool:
+        return self._store.add(f'told/{zlib.crc32(text.encode())}', 1) == 1
+
+    def _missing(self, wait: bool) -> str | None:
+        """Names a rank that has ended, None if all seem to live."""
+        deadline = time.monotonic() + (2 * _MISSED * _BEAT if wait else 0)
+        while True:
+            for rank in self._silent:
+                if self._store.check([f'ended/{rank}']):
+                    return _told(self._store, rank)
+            for rank, missed in self._silent.items():
+                if missed >= _MISSED:
+                    return f'rank {rank} has ended without a message: it was killed, or its machine is gone.'
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(_BEAT / 5)
+
+    def _wait_for_the_others(self) -> None:
+        """Gives the others the time to see the same mistake: a launcher ends them all when the first one ends."""
+        deadline = time.monotonic() + 4 * _BEAT
+        keys = [f'ended/{rank}' for rank in self._silent]
+        while time.monotonic() < deadline and not self._store.check(keys):
+            time.sleep(_BEAT / 10)
+
+    def _watch(self, store: dist.Store) -> None:
+        beat, gone_for, gone = 0, 0, ''
+        while not self._over.wait(_BEAT):
+            beat += 1
+            try:
+                store.set(f'beat/{self.rank}', str(beat))
+                for rank in self._silent:
+                    now = store.get(f'beat/{rank}') if store.check([f'beat/{rank}']) else b''
+                    # counted in own beats, not in seconds: a job that was suspended finds all ranks where they were
+                    self._silent[rank] = 0 if now != self._beats[rank] else self._silent[rank] + 1
+                    self._beats[rank] = now
+                    if store.check([f'ended/{rank}']):
+                        gone = gone or _told(store, rank)
+                    elif self._silent[rank] >= _PATIENCE:
+                        gone = gone or f'rank {rank} has not been heard of for {_PATIENCE * _BEAT:.0f} seconds.'
+            except dist.DistError:
+                gone = gone or 'rank 0 has ended, or the launcher that the ranks meet at.'
+            gone_for += bool(gone)
+            if gone_for > _GRACE and not self._over.is_set():
+                # the main thread waits inside a collective that no exception gets out of
+                print(f'error: {gone}', file=sys.stderr, flush=True)
+                os._exit(2)
+
+
+def shared_store(timeout: timedelta = timedelta(seconds=30)) -> dist.Store:  # noqa: B008  (immutable)
+    """Another connection to the store at which the ranks met, with names of its own.
+
+    Raises:
+        DistError: it cannot be reached.
+    """
+    store = dist.TCPStore(
+        os.environ['MASTER_ADDR'],
+        int(os.environ['MASTER_PORT']),
+        is_master=False,
+        timeout=timeout,
+        wait_for_workers=False,
+    )
+    # torchrun may start all ranks again at the same store
+    return dist.PrefixStore(f'pisr_plugin/{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+
+
+def _told(store: dist.Store, rank: int) -> str:
+    return store.get(f'ended/{rank}').decode() or f'rank {rank} has ended; see its message.'
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ('gloo', 'Connection closed', 'Connection reset', 'Broken pipe', 'Timed out waiting')
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
