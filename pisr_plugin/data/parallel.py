@@ -74,12 +74,17 @@ def _start_worker() -> None:
     """Sets up a worker: quiet on Ctrl-C, one thread, gone when its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the jobs
     torch.set_num_threads(1)
+    leave_with_parent()
 
-    def leave_with_parent() -> None:
-        multiprocessing.parent_process().join()  # a killed parent cannot stop its workers: they would wait for ever
+
+def leave_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone: a killed parent cannot stop its workers."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
