@@ -45,6 +45,7 @@ setup(
         'console_scripts': [
             'pisr-train = pisr_plugin.engine.train:main',
             'pisr-test = pisr_plugin.engine.test:main',
+            'pisr-upscale = pisr_plugin.engine.upscale:main',
             'pisr-prepare-data = pisr_plugin.data.prepare:main',
             'pisr-complexity = pisr_plugin.analysis.complexity:main',
             'pisr-picture = pisr_plugin.analysis.picture:main',

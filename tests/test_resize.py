@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pisr_plugin.resize import imresize, imresize_uint8
+from pisr_plugin.resize import enlarge, imresize, imresize_uint8
 
 SCALES = [2, 3, 4, 1 / 2, 1 / 3, 1 / 4]
 ODD_SCALES = [1, 1.5, 0.75, 2 / 3]
@@ -151,6 +151,20 @@ def test_bicubic_is_a_network_without_parameters():
     x = torch.rand(2, 1, 5, 8)
     assert type(net) is Bicubic
     assert net.state_dict() == {}
-    assert torch.equal(net(x), imresize(x, 3))
+    torch.testing.assert_close(net(x), imresize(x, 3), rtol=0, atol=2e-6)
     with pytest.raises(ValueError, match='num_out_ch'):
         Bicubic(upscale=2, num_in_ch=3, num_out_ch=1)
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4, 5])
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (2, 3), (9, 14)], ids=str)
+def test_enlarge_is_imresize(scale, size):
+    x = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(enlarge(x, scale), imresize(x, scale), rtol=0, atol=1e-14)
+    weights = torch.rand(2, 3, size[0] * scale, size[1] * scale, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((enlarge(x, scale) * weights).sum(), x)
+    (expected,) = torch.autograd.grad((imresize(x, scale) * weights).sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
+    half = x.detach().bfloat16()
+    assert enlarge(half, scale).dtype == torch.bfloat16
+    torch.testing.assert_close(enlarge(half, scale), imresize(half, scale), rtol=0.01, atol=0.01)

@@ -10,21 +10,18 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
-from basicsr.archs import build_network
 from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
-from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from pisr_plugin import checkpoint
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.runtime import check_data, make_folder, quiet, runtime_options
 from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import select, unroll
 from pisr_plugin.engine.test import test_stage
 from pisr_plugin.errors import CheckpointError, DataError, OptionsError, choice
+from pisr_plugin.inference import load, optimized, upscale_rgb, window_size
 from pisr_plugin.resize import imresize
 
 matplotlib.use('Agg')
@@ -62,19 +59,18 @@ def picture(args: argparse.Namespace) -> int:
     opt = runtime_options(stage, stage.folder, is_train=False)
     name, sample = _sample(opt['datasets'][args.dataset], args.image)
     on_y = opt['datasets'][args.dataset].get('color') == 'y'
-    with quiet():
-        net = build_network(opt['network_g']).eval()
     weights = opt['path']['pretrain_network_g']
     if not Path(weights).is_file():
         raise CheckpointError(
             f'{weights} does not exist. Train first, or name a file: --force_yml path:pretrain_network_g=FILE'
         )
-    checkpoint.load_network(net, weights, opt['path'].get('param_key_g', 'params'))
+    with quiet():
+        net = optimized(load(opt['network_g'], weights, opt['path'].get('param_key_g', 'params')))
 
     scale, lq, gt = opt['scale'], sample['lq'], sample['gt']
     images = {
         'bicubic': imresize(lq, scale).clamp(0, 1),
-        type(net).__name__: reconstruct(net, lq, scale, on_y),
+        type(net).__name__: upscale_rgb(net, lq, on_y, window=window_size(opt['network_g'])),
         'ground truth': gt,
     }
     output = args.output or stage.folder.parent / f'{name}.png'
@@ -92,27 +88,6 @@ def _sample(dataset_opt: dict, wanted: str | None) -> tuple[str, dict]:
         raise DataError(f'--image {wanted}: not in {dataset_opt["name"]}. {choice(wanted, names)}')
     index = names.index(wanted) if wanted else 0
     return names[index], dataset[index]
-
-
-@torch.no_grad()
-def reconstruct(net: nn.Module, lq: Tensor, scale: int, on_y: bool) -> Tensor:
-    """Super-resolves one RGB image; a luminance network gets its colours from bicubic interpolation.
-
-    Args:
-        net: The student.
-        lq: (3, h, w) in [0, 1].
-        scale: Upscaling factor.
-        on_y: Whether ``net`` works on BT.601 luminance.
-
-    Returns:
-        (3, scale*h, scale*w) in [0, 1].
-    """
-    if not on_y:
-        return net(lq[None])[0].clamp(0, 1)
-    y = torch.from_numpy(rgb2ycbcr(lq.permute(1, 2, 0).numpy(), y_only=True))[None, None]
-    ycbcr = rgb2ycbcr(imresize(lq, scale).clamp(0, 1).permute(1, 2, 0).numpy())
-    ycbcr[..., 0] = net(y)[0, 0].clamp(0, 1).numpy()
-    return torch.from_numpy(ycbcr2rgb(ycbcr)).permute(2, 0, 1).clamp(0, 1)
 
 
 def largest_gain(before: Tensor, after: Tensor, truth: Tensor, size: int = 96) -> tuple[int, int, int]:

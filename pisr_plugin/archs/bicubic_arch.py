@@ -5,7 +5,7 @@ from __future__ import annotations
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from pisr_plugin.resize import imresize
+from pisr_plugin.resize import enlarge
 
 
 @ARCH_REGISTRY.register()
@@ -32,4 +32,4 @@ class Bicubic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarges a batch."""
-        return imresize(x, self.upscale)
+        return enlarge(x, self.upscale)

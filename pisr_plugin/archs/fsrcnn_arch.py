@@ -6,6 +6,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from .block_deconv import BlockConvTranspose2d
 from .blocks import check_int, conv_prelu
 
 
@@ -66,7 +67,7 @@ class FSRCNN(nn.Module):
         self.shrinking = nn.Sequential(block(d, s, 1))
         self.mapping = nn.Sequential(*(block(s, s, 3) for _ in range(m)))
         self.expanding = nn.Sequential(block(s, d, 1))
-        deconv = nn.ConvTranspose2d(d, num_out_ch, 9, stride=upscale, padding=4, output_padding=upscale - 1)
+        deconv = BlockConvTranspose2d(d, num_out_ch, 9, stride=upscale, padding=4, output_padding=upscale - 1)
         self.last_layer = nn.Sequential(nn.Sequential(deconv))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

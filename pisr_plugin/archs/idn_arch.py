@@ -7,8 +7,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from pisr_plugin.resize import imresize
+from pisr_plugin.resize import enlarge
 
+from .block_deconv import BlockConvTranspose2d
 from .blocks import check_choice, check_int, check_same_channels, conv
 
 
@@ -79,9 +80,9 @@ class IDN(nn.Module):
                 self.add_module(f'conv{block + 2}_{i}', conv(in_ch, out_ch, 3, groups=4 if i in (2, 5) else 1))
             self.add_module(f'down{block}', conv(num_feat + kept, num_feat, 1))
         if upsampler == 'deconv':
-            self.upsample = nn.ConvTranspose2d(num_feat, num_out_ch, 17, stride=upscale, padding=9 - upscale)
+            self.upsample = BlockConvTranspose2d(num_feat, num_out_ch, 17, stride=upscale, padding=9 - upscale)
         elif upsampler == 'deconv_centred':
-            self.upsample = nn.ConvTranspose2d(
+            self.upsample = BlockConvTranspose2d(
                 num_feat, num_out_ch, 17, stride=upscale, padding=8, output_padding=upscale - 1
             )
         else:
@@ -113,7 +114,7 @@ class IDN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = self.upscale * x.shape[2], self.upscale * x.shape[3]
-        bicubic = imresize(x, self.upscale)
+        bicubic = enlarge(x, self.upscale)
         x = self._layer('conv2', self._layer('conv1', x))
         for block in range(1, self.num_block + 1):
             x = self._block(block, x)

@@ -6,7 +6,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from pisr_plugin.resize import imresize
+from pisr_plugin.resize import enlarge
 
 from .blocks import check_int, check_same_channels, conv
 
@@ -79,5 +79,5 @@ class VDSR(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = imresize(x, self.upscale)
+        x = enlarge(x, self.upscale)
         return self.output(self.residual_layer(self.relu(self.input(x)))) + x

@@ -23,6 +23,7 @@ from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import Stage, select, unroll
 from pisr_plugin.errors import CheckpointError, OptionsError
 from pisr_plugin.files import write_whole
+from pisr_plugin.inference import optimized
 
 
 @dataclass
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         'Test the trained stages of a recipe, or the file given as path:pretrain_network_g=FILE.'
     )
     parser.add_argument('--save_img', action='store_true', help='save the reconstructions')
+    parser.add_argument('--compile', action='store_true', help='use torch.compile: pays for large test sets')
     args = parser.parse_args(argv)
     return cli.run(lambda: test(args))
 
@@ -63,7 +65,7 @@ def test(args: argparse.Namespace) -> int:
 
     folder = present[0].folder.parent
     make_folder(folder)
-    rows = [evaluate(stage) for stage in (bicubic(present[0]), *present)]
+    rows = [evaluate(bicubic(present[0])), *(evaluate(stage, args.compile) for stage in present)]
     table = markdown(rows, present[0].options)
     print(table)
     write_whole(folder / 'table.md', table)
@@ -124,14 +126,20 @@ def bicubic(stage: Stage) -> Stage:
     return Stage('bicubic', options, stage.folder.with_name('bicubic'))
 
 
-def evaluate(stage: Stage) -> Row:
-    """Runs one test through BasicSR's own validation and saves its options in the stage's folder."""
+def evaluate(stage: Stage, compile: bool = False) -> Row:
+    """Runs one test through BasicSR's own validation and saves its options in the stage's folder.
+
+    Args:
+        stage: From :func:`test_stage` or :func:`bicubic`.
+        compile: Whether the network is compiled.
+    """
     make_folder(stage.folder)
     write_options(stage.options, stage.folder / 'options.yml', f'pisr_plugin {__version__}, test options')
     opt = runtime_options(stage, stage.folder, is_train=False)
     results = {}
     with quiet():
         model = build_model(opt)
+        model.net = optimized(model.net, compile=compile)
         for _, dataset_opt in sorted(opt['datasets'].items()):
             dataset = build_dataset(dataset_opt)
             loader = build_dataloader(dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=False, seed=opt['manual_seed'])
