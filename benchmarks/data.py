@@ -125,7 +125,7 @@ def _delivery(sets: PhotoSets, settings: Settings) -> Table:
         calls = {name: many for name in sources} | {'BasicSR, one worker process': max(many // 40, 1)}
         actions = {name: source.__next__ for name, source in sources.items()}
         timings = measure(actions, settings, calls=calls, now=time.perf_counter)
-        share, rate = _paced(feed, 0.2 if settings.quick else 5)
+        cores, rate = _paced(feed, 0.2 if settings.quick else 5)
     rows = [
         {
             'source': name,
@@ -134,20 +134,21 @@ def _delivery(sets: PhotoSets, settings: Settings) -> Table:
         }
         for name in sources
     ]
-    rows[-1] |= {'samples_per_s_when_paced': rate, 'cores_when_paced': share}
+    rows[-1] |= {'samples_per_s_when_paced': rate, f'cores_for_{_WANTED}_per_s': cores}
     note = f'Paced: one batch is taken every {1000 * _BATCH / _WANTED:.2f} ms, which makes {_WANTED} samples/s.'
     return Table('Patches delivered to a training loop (wall time), batches of 16, x2, Y', rows, [note])
 
 
 def _paced(source: Iterator, seconds: float) -> tuple[float, float]:
-    """Takes batches at the wanted rate; returns the share of a core that took, and the rate that was held."""
+    """Takes batches at the wanted rate; returns how many cores that rate costs, and the rate that was held."""
     interval, count = _BATCH / _WANTED, int(seconds * _WANTED / _BATCH)
     start, cpu = time.perf_counter(), time.process_time()
     for number in range(count):
         time.sleep(max(0.0, start + number * interval - time.perf_counter()))
         next(source)
     wall = time.perf_counter() - start
-    return (time.process_time() - cpu) / wall, count * _BATCH / wall
+    samples = count * _BATCH
+    return (time.process_time() - cpu) / samples * _WANTED, samples / wall
 
 
 # ---------------------------------------------------------------------------------------------------- while training
