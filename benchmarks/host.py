@@ -45,6 +45,8 @@ def run(settings: Settings) -> list[Table]:
     plain = plain_loop(build(opt))
     model = build(opt)
     averaged = build(stage_options('pisr_fsrcnn_x2', 'student', settings, [*_PATCH, *_EMA]))
+    for ours in (model, averaged):
+        iterate(ours, batch, current_iter=1)
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress('host', 0, 10**9, Path(folder), active=True)
         steps = {

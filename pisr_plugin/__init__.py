@@ -1,7 +1,7 @@
 """Privileged-information distillation for efficient image super-resolution, as a plugin for BasicSR.
 
 Importing it makes BasicSR importable (:mod:`pisr_plugin.compat`) and registers networks, losses, metrics, models and
-a dataset with it.
+datasets with it.
 """
 
 from . import compat
@@ -12,6 +12,6 @@ __version__ = '0.1.0'
 compat.apply()
 
 from . import archs, losses, metrics, models  # noqa: E402
-from .data import blurred_dataset  # noqa: E402, F401  (for its registration)
+from .data import blurred_dataset, patch_store_dataset  # noqa: E402, F401  (for their registration)
 
 __all__ = ['archs', 'losses', 'metrics', 'models']

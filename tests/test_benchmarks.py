@@ -22,6 +22,7 @@ COLUMNS = {
     'host': {'loop', 'us', 'times_bare', 'times_faster_than_plain', 'operators', 'scalars_read_back'},
     'data': {'reader', 'samples_per_s', 'times_BasicSR_LMDB', 'times_decoded_in_memory'},
     'allocator': {'freed_memory', 'ms', 'speedup', 'page_faults'},
+    'inference': {'variant', 'ms', 'speedup', 'percent_of_peak', 'max_error'},
     'scaling': {'ranks', 'iterations_per_s', 'samples_per_s_times_one_rank', 'efficiency'},
 }
 

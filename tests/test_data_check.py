@@ -24,8 +24,8 @@ def made(tmp_path_factory):
         img = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(img).save(folder / f'in/00{number}.png')
     sources = sorted((folder / 'in').iterdir())
-    build(sources, folder / 'train', PairOptions(), lmdb=True, workers=1)
-    build(sources, folder / 'val', PairOptions(crop='scale'), lmdb=True, workers=1)
+    build(sources, folder / 'train', PairOptions(), workers=1)
+    build(sources, folder / 'val', PairOptions(crop='scale'), workers=1)
     return folder
 
 
@@ -212,6 +212,46 @@ def test_patches_must_fit_into_every_image(made, backend):
         block(made / 'train', backend, 2, gt_size=25), error=OptionsError
     )
     assert 'gt_size: missing' in told(block(made / 'train', backend, 2, gt_size=None), error=OptionsError)
+
+
+def raw_block(root, scale, **changes):
+    opt = block(root, 'lmdb', scale, type='PatchStoreDataset')
+    del opt['io_backend']
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        opt[key] = opt[key].replace('.lmdb', '_raw.lmdb')
+    return {**opt, **changes}
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_patch_store_passes(made, scale):
+    for phase in ('train', 'val'):
+        check_dataset(raw_block(made / phase, scale, phase=phase, store='device'), f'datasets.{phase}', scale)
+    check_dataset(raw_block(made / 'val', scale, dataroot_lq=None), 'datasets.train', scale)  # LR fits by itself
+
+
+def test_patch_store_that_does_not_fit(made):
+    message = told(raw_block(made / 'train', 4))
+    assert '3 of 3 pairs do not fit scale 2' in message and 'looks like scale 4' in message
+    message = told(raw_block(made / 'train', 2, gt_size=40))
+    assert 'gt_size: 40 is more than 1 of the 3 HR images measure: 002' in message and 'lower gt_size to 36' in message
+    assert 'gt_size: 40 is more than 1' in told(raw_block(made / 'train', 2, gt_size=40, dataroot_lq=None))
+    assert 'not a multiple of the scale, 2' in told(raw_block(made / 'train', 2, gt_size=25), error=OptionsError)
+    message = told(raw_block(made / 'train', 2, store='memroy'), error=OptionsError)
+    assert "datasets.train.store: memroy found. Did you mean 'memory'?" in message
+    assert 'dataroot_gt: missing' in told(raw_block(made / 'train', 2, dataroot_gt=None), error=OptionsError)
+
+
+def test_patch_store_that_is_damaged_or_of_the_other_kind(data):
+    opt = raw_block(data / 'train', 2)
+    assert 'It holds PNG files, for PairedImageDataset' in told({**opt, 'dataroot_gt': str(data / 'train/HR.lmdb')})
+    other = block(data / 'train', 'lmdb', 2, dataroot_gt=opt['dataroot_gt'])
+    assert 'holds decoded images, for type: PatchStoreDataset' in told(other)
+    message = told({**opt, 'dataroot_lq': str(data / 'train/X2_raw.lmdb')})
+    assert message.startswith('datasets.train.dataroot_lq: ') and 'does not exist' in message
+    path = data / 'train/LR_bicubic_X2_raw.lmdb/data.mdb'
+    path.write_bytes(path.read_bytes()[:9000])
+    message = told(opt)
+    assert message.startswith('datasets.train.dataroot_lq: ') and 'damaged or cut off' in message
 
 
 def test_other_datasets_are_only_checked_for_their_roots(made, tmp_path):

@@ -184,7 +184,7 @@ def main():
     options = {{**test_feed.OPTIONS, 'num_worker_per_gpu': 2}}
     feed = make_feed(test_feed.Noise(), options, seed=0)
     next(feed)
-    print('started', *[worker.pid for worker in feed._batches._workers], flush=True)
+    print('started', *[worker.pid for worker in feed._batches._batches._workers], flush=True)
     {ending}
 
 if __name__ == '__main__':

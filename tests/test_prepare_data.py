@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from pisr_plugin.data import build as build_module
-from pisr_plugin.data import image_lmdb, prepare
+from pisr_plugin.data import lmdb_writer, prepare
 from pisr_plugin.data.image_lmdb import read_meta_info
 from pisr_plugin.data.images import image_size, read_rgb
+from pisr_plugin.data.raw_lmdb import RawImages
 from pisr_plugin.resize import imresize_uint8
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,8 @@ def content(root):
     found = {str(path.relative_to(root)): read_rgb(path).tobytes() for path in sorted(root.rglob('*.png'))}
     for path in sorted(root.glob('*.lmdb')):
         found.update({(path.name, key): value for key, value in records(path).items()})
-        found[path.name, 'meta_info.txt'] = (path / 'meta_info.txt').read_bytes()
+        (listed,) = path.glob('*.txt')
+        found[path.name, 'list'] = listed.read_bytes()
     return found
 
 
@@ -169,7 +171,7 @@ def test_lr_made_elsewhere_is_used(source, tmp_path):
 
 @pytest.mark.parametrize('commit_bytes', [1, 64 << 20])
 def test_lmdbs_hold_the_files(source, tmp_path, monkeypatch, commit_bytes):
-    monkeypatch.setattr(image_lmdb, '_COMMIT_BYTES', commit_bytes)
+    monkeypatch.setattr(lmdb_writer, '_COMMIT_BYTES', commit_bytes)
     assert build(source, tmp_path / 'set', '--scales', 2) == 0
     for folder, name in (('HR', 'HR.lmdb'), ('LR_bicubic/X2', 'LR_bicubic_X2.lmdb')):
         files = {path.stem: path.read_bytes() for path in (tmp_path / 'set' / folder).iterdir()}
@@ -215,11 +217,65 @@ def test_demo_is_made_of_installed_photos_and_only_once(tmp_path, capsys):
     assert len(parts['train']) >= 4
     assert 2 <= len(parts['heldout']) <= 3
     assert not parts['train'] & parts['heldout']
-    assert len(list((tmp_path / 'train').glob('*.lmdb'))) == 4
+    assert len(list((tmp_path / 'train').glob('*.lmdb'))) == 8
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
     assert run('demo', '-o', tmp_path) == 0
     assert capsys.readouterr().out.count('complete already') == 2
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+
+
+def test_raw_lmdbs_hold_the_pixels(source, tmp_path):
+    assert build(source, tmp_path / 'set', '--lmdb', 'raw', '--workers', 3) == 0
+    for folder, name in (('HR', 'HR_raw.lmdb'), ('LR_bicubic/X3', 'LR_bicubic_X3_raw.lmdb')):
+        files = {path.stem: read_rgb(path) for path in (tmp_path / 'set' / folder).iterdir()}
+        store = RawImages(tmp_path / 'set' / name)
+        assert store.keys == sorted(files)
+        for index, key in enumerate(store.keys):
+            assert np.array_equal(store.views([index])[0], files[key])
+    assert run('verify', tmp_path / 'set', '--workers', 1) == 0
+
+
+def unpack(folder, name, split, scales, digits, sizes, first=1):
+    """A public data set as it is unpacked, with LR made of whole HR."""
+    hr, lr = folder / f'{name}{split}_HR', folder / f'{name}{split}_LR_bicubic'
+    hr.mkdir(parents=True)
+    for number, size in enumerate(sizes, first):
+        img, stem = photo(*size, number), f'{number:0{digits}d}'
+        Image.fromarray(img).save(hr / f'{stem}.png')
+        for scale in scales:
+            (lr / f'X{scale}').mkdir(parents=True, exist_ok=True)
+            small = imresize_uint8(img, 1 / scale)[: size[0] // scale, : size[1] // scale]
+            Image.fromarray(small).save(lr / f'X{scale}' / f'{stem}x{scale}.png')
+    return folder
+
+
+def test_public_data_sets_as_they_are_unpacked(tmp_path):
+    div2k = unpack(tmp_path / 'DIV2K', 'DIV2K', '_train', (2, 3), 4, [(48, 66), (60, 48)])
+    flickr = unpack(tmp_path / 'Flickr2K', 'Flickr2K', '', (2, 4), 6, [(54, 48)])
+    for path in div2k.rglob('X2/*.png'):  # as no one else would make it
+        Image.fromarray(np.bitwise_xor(read_rgb(path), 1)).save(path)
+    assert build(div2k, tmp_path / 'a', '--scales', 2, 4, '--no-lmdb') == 0
+    given = read_rgb(div2k / 'DIV2K_train_LR_bicubic/X2/0001x2.png')
+    assert np.array_equal(read_rgb(tmp_path / 'a/LR_bicubic/X2/0001.png'), given[:24, :32])
+    hr = read_rgb(tmp_path / 'a/HR/0001.png')
+    assert np.array_equal(read_rgb(tmp_path / 'a/LR_bicubic/X4/0001.png'), imresize_uint8(hr, 1 / 4))
+
+    assert run('build', div2k, flickr, '-o', tmp_path / 'both', '--workers', 1, '--scales', 2, 3, '--no-lmdb') == 0
+    assert sorted(path.stem for path in (tmp_path / 'both/HR').iterdir()) == ['000001', '0001', '0002']
+    assert np.array_equal(read_rgb(tmp_path / 'both/LR_bicubic/X2/0001.png'), given[:24, :33])
+    assert json.loads((tmp_path / 'both/prepare.json').read_text())['options']['lr_dirs'] == [2]  # not both have X3
+
+    assert build(div2k, tmp_path / 'own', '--scales', 2, '--no-lmdb', '--make-lr') == 0
+    assert run('verify', tmp_path / 'own', '--workers', 1) == 0
+
+
+def test_plain_folders_are_merged(source, tmp_path, capsys):
+    photos(tmp_path / 'more', [(48, 48)])
+    assert run('build', source, tmp_path / 'more', '-o', tmp_path / 'set', '--workers', 1) == 2
+    assert '001.png and 001.png: both 001.png' in message(capsys)
+    (tmp_path / 'more/001.png').rename(tmp_path / 'more/x.png')
+    assert run('build', source, tmp_path / 'more', '-o', tmp_path / 'set', '--workers', 1, '--no-lmdb') == 0
+    assert len(list((tmp_path / 'set/HR').iterdir())) == 4
 
 
 # Going on
@@ -301,8 +357,15 @@ def test_complete_set_is_left_alone_and_lmdbs_can_follow(source, tmp_path, capsy
     assert build(source, tmp_path / 'set', '--no-lmdb') == 0
     assert 'complete already' in capsys.readouterr().out
     assert content(tmp_path / 'set') == before
+    assert build(source, tmp_path / 'set', '--lmdb', 'raw') == 0
+    assert sorted(path.name for path in (tmp_path / 'set').glob('*.lmdb')) == [
+        'HR_raw.lmdb',
+        'LR_bicubic_X2_raw.lmdb',
+        'LR_bicubic_X3_raw.lmdb',
+        'LR_bicubic_X4_raw.lmdb',
+    ]
     assert build(source, tmp_path / 'set') == 0
-    assert len(list((tmp_path / 'set').glob('*.lmdb'))) == 4
+    assert len(list((tmp_path / 'set').glob('*.lmdb'))) == 8
 
 
 def test_ctrl_c_is_no_traceback(source, tmp_path, monkeypatch, capsys):
@@ -463,7 +526,7 @@ def test_full_disk_under_an_lmdb(source, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise lmdb.DiskError('No space left on device')
 
-    monkeypatch.setattr(image_lmdb, '_fill', full)
+    monkeypatch.setattr(lmdb_writer, '_fill', full)
     assert build(source, tmp_path / 'set') == 2
     assert 'HR.lmdb: LMDB could not be written: No space left' in message(capsys)
     monkeypatch.undo()
@@ -471,7 +534,7 @@ def test_full_disk_under_an_lmdb(source, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(image_lmdb.os, 'rename', fail)
+    monkeypatch.setattr(lmdb_writer.os, 'rename', fail)
     assert build(source, tmp_path / 'set') == 2
     assert 'No space left on device' in message(capsys)
     assert sorted(path.name for path in (tmp_path / 'set').iterdir()) == ['HR', 'LR_bicubic', 'prepare.json']
@@ -494,13 +557,25 @@ def _cut(path):
 
 
 def _replace_line(path):
-    path.write_text(path.read_text().replace('001.png', '004.png'))
+    path.write_text(path.read_text().replace('\n001', '\n004').replace('001.png', '004.png'))
 
 
 def _change_record(path):
     with lmdb.open(str(path), map_size=1 << 24) as env, env.begin(write=True) as txn:
         txn.put(b'002', txn.get(b'002')[:100])
         txn.delete(b'003')
+
+
+def _change_pixel(path):
+    """Changes one bit of the second image."""
+    offset = int((path / 'images.txt').read_text().splitlines()[2].split()[-1])
+    content = bytearray((path / 'data.mdb').read_bytes())
+    content[offset + 1000] ^= 1
+    (path / 'data.mdb').write_bytes(content)
+
+
+def _brighten(path):
+    Image.fromarray(np.minimum(read_rgb(path), 245) + np.uint8(10)).save(path)
 
 
 @pytest.mark.parametrize(
@@ -521,6 +596,17 @@ def _change_record(path):
         ),
         (lambda root: (root / 'HR.lmdb/meta_info.txt').write_text('001.png\n'), ['meta_info.txt, line 1']),
         (lambda root: _change_record(root / 'HR.lmdb'), ['HR.lmdb: 002: ', 'HR.lmdb: 003: missing']),
+        (
+            lambda root: _brighten(root / 'LR_bicubic/X2/002.png'),
+            ["LR_bicubic/X2: 002: not MATLAB's bicubic of HR: ", '% of the values differ, by up to 10'],
+        ),
+        (lambda root: _change_pixel(root / 'HR_raw.lmdb'), ['1 found wrong', 'HR_raw.lmdb: 002: changed']),
+        (lambda root: _cut(root / 'HR_raw.lmdb/data.mdb'), ['HR_raw.lmdb: data.mdb is damaged or cut off']),
+        (lambda root: shutil.rmtree(root / 'LR_bicubic_X2_raw.lmdb'), ['LR_bicubic_X2_raw.lmdb', 'No such file']),
+        (
+            lambda root: _replace_line(root / 'HR_raw.lmdb/images.txt'),
+            ['images.txt: 001: not listed', '004: not part', 'HR_raw.lmdb: 001: missing'],
+        ),
     ],
 )
 def test_verify_finds_what_is_wrong(made, tmp_path, capsys, break_it, told):
@@ -531,6 +617,29 @@ def test_verify_finds_what_is_wrong(made, tmp_path, capsys, break_it, told):
     found = message(capsys)
     for fragment in told:
         assert fragment in found
+
+
+def test_verify_holds_given_lr_to_its_name(source, tmp_path, capsys):
+    for name in ('other', 'bicubic'):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in source.iterdir():
+            height, width = image_size(path)
+            Image.fromarray(photo(height // 2, width // 2, 99)).save(folder / path.name)
+        assert build(source, tmp_path / f'set_{name}', '--scales', 2, '--lr-dir', f'X2={folder}', '--no-lmdb') == 0
+    assert run('verify', tmp_path / 'set_other', '--workers', 1) == 0
+    assert run('verify', tmp_path / 'set_bicubic', '--workers', 1) == 2
+    assert '3 found wrong' in message(capsys)
+
+
+def test_verify_takes_lr_made_before_hr_was_cropped(tmp_path):
+    unpack(tmp_path / 'DIV2K', 'DIV2K', '_train', (2, 3), 4, [(70, 70)])  # cropped to 66
+    assert build(tmp_path / 'DIV2K', tmp_path / 'set', '--scales', 2, 3, '--lmdb', 'raw') == 0
+    lr = read_rgb(tmp_path / 'set/LR_bicubic/X2/0001.png')
+    assert not np.array_equal(lr, imresize_uint8(read_rgb(tmp_path / 'set/HR/0001.png'), 1 / 2))
+    assert run('verify', tmp_path / 'set', '--workers', 1) == 0
+    shutil.rmtree(tmp_path / 'set/HR')
+    assert run('verify', tmp_path / 'set', '--workers', 1) == 0
 
 
 def test_verify_without_image_files_and_of_what_is_no_set(made, tmp_path, capsys):

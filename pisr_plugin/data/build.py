@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,14 +22,17 @@ from .layout import (
     hr_folder,
     image_folders,
     keys_of,
-    lmdb_of,
     piece_keys,
     read_record,
     save_record,
+    stores_of,
     words,
 )
 from .parallel import run_jobs
+from .raw_lmdb import write_raw_lmdb
 from .verify import find_problems
+
+LMDBS = {'png': 'lmdb', 'raw': 'raw'}  # kinds of LMDBs, and the parts of a data set that they are
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class PairOptions:
         sub_images: Side of the square pieces that HR is cut into, or None to keep images whole.
         step: Distance between pieces.
         thresh: A rest of at most so many pixels gets no piece of its own.
-        lr_dirs: By scale, folders with LR images made elsewhere, to be used instead of computing them.
+        lr_dirs: By scale, folders with LR images made elsewhere, to be used instead of computing them. The first that
+            has the image counts.
 
     Raises:
         OptionsError: the values do not fit together.
@@ -55,7 +59,7 @@ class PairOptions:
     sub_images: int | None = None
     step: int = 240
     thresh: int = 0
-    lr_dirs: dict[int, Path] = field(default_factory=dict)
+    lr_dirs: dict[int, Sequence[Path]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) < 2 or len(set(self.scales)) < len(self.scales):
@@ -79,12 +83,23 @@ class PairOptions:
         """What the sides of stored HR images are multiples of."""
         return math.lcm(*self.scales) if self.crop == 'lcm' else 1
 
+    @property
+    def bicubic(self) -> list[int]:
+        """The scales whose LR images are made as MATLAB makes them, or come from where that is said of them."""
+        return [
+            scale
+            for scale in self.scales
+            if all('bicubic' in str(folder).lower() for folder in self.lr_dirs.get(scale, ()))
+        ]
+
     def as_record(self) -> dict:
         """The options as JSON holds them; where given LR images lay does not matter, that they were given does."""
         return {**asdict(self), 'scales': list(self.scales), 'lr_dirs': sorted(self.lr_dirs)}
 
 
-def build(sources: Sequence[Path], root: Path, options: PairOptions, *, lmdb: bool, workers: int) -> bool:
+def build(
+    sources: Sequence[Path], root: Path, options: PairOptions, *, lmdb: Collection[str] = tuple(LMDBS), workers: int
+) -> bool:
     """Makes a data set, or what is still missing of one.
 
     Finished files are kept, so a build that was stopped goes on where it was when called again. What was written is
@@ -94,7 +109,8 @@ def build(sources: Sequence[Path], root: Path, options: PairOptions, *, lmdb: bo
         sources: The photographs.
         root: Folder of the data set.
         options: What to make.
-        lmdb: Also fill LMDBs.
+        lmdb: Which LMDBs to fill too: ``'png'`` with the image files, for stock BasicSR; ``'raw'`` with the decoded
+            images, for ``PatchStoreDataset``.
         workers: Most processes to use.
 
     Returns:
@@ -113,13 +129,11 @@ def build(sources: Sequence[Path], root: Path, options: PairOptions, *, lmdb: bo
         changed = True
     else:
         changed = False
-    if lmdb and 'lmdb' not in record['done']:
-        for folder in image_folders(root, options.scales):
-            target = lmdb_of(folder, root)
-            if not target.exists():
-                write_lmdb((folder / f'{key}.png' for key in piece_keys(record)), target)
-        _finish(root, record, 'lmdb', find_problems(root, record, 'lmdb', workers))
-        changed = True
+    for kind, part in LMDBS.items():
+        if kind in lmdb and part not in record['done']:
+            _write_lmdbs(root, record, part, workers)
+            _finish(root, record, part, find_problems(root, record, part, workers))
+            changed = True
     return changed
 
 
@@ -134,7 +148,7 @@ def _names(sources: Sequence[Path]) -> list[str]:
         first.setdefault(name, path)
     if clashes:
         raise complain(
-            f'{sources[0].parent}: photos whose results would have the same name.',
+            f'{words(dict.fromkeys(path.parent for path in sources))}: photos whose results would have the same name.',
             clashes,
             'Rename them. Nothing was written.',
         )
@@ -154,7 +168,7 @@ def _open_record(root: Path, options: PairOptions, sources: Sequence[Path], name
                 f'{root}: holds {words(occupied)}, not built by prepare_data. Nothing was changed; choose '
                 f'another folder with -o.'
             )
-        record = {'options': options.as_record(), 'pieces': {}, 'done': []}
+        record = {'options': options.as_record(), 'bicubic': options.bicubic, 'pieces': {}, 'done': []}
     if 'images' not in record['done']:
         record['sources'] = now
         for folder in image_folders(root, options.scales):
@@ -224,6 +238,19 @@ def _write_images(
     return pieces
 
 
+def _write_lmdbs(root: Path, record: dict, part: str, workers: int) -> None:
+    """Fills those LMDBs of a part that are not there yet."""
+    scales, keys = record['options']['scales'], piece_keys(record)
+    for folder, target in zip(image_folders(root, scales), stores_of(root, scales, part)):
+        if target.exists():
+            continue
+        paths = [folder / f'{key}.png' for key in keys]
+        if part == 'raw':
+            write_raw_lmdb(paths, target, workers)
+        else:
+            write_lmdb(paths, target)
+
+
 def _write_pair(source_and_name: tuple[Path, str], root: Path, options: PairOptions) -> int | str:
     """Makes the HR and LR files of one photo, if they are not there; returns the number of pieces or what is wrong."""
     source, name = source_and_name
@@ -287,16 +314,18 @@ def _lr(whole: np.ndarray, source: Path, scale: int, options: PairOptions) -> np
     return lr[: height // scale, : width // scale]
 
 
-def find_lr(folder: Path, source: Path, scale: int) -> Path:
+def find_lr(folders: Sequence[Path], source: Path, scale: int) -> Path:
     """The given LR image of a photo: its name, or its name and ``x2``, with any ending.
 
     Raises:
         DataError: there is none.
     """
     stems = (source.stem, f'{source.stem}x{scale}')
-    for path in (folder / f'{stem}{suffix}' for stem in stems for suffix in (source.suffix, *SUFFIXES)):
+    names = [f'{stem}{suffix}' for stem in stems for suffix in (source.suffix, *SUFFIXES)]
+    for path in (folder / name for folder in folders for name in names):
         if path.is_file():
             return path
     raise DataError(
-        f'{folder}: no LR image for {source.name}; looked for {words(stems, " and ")} with {words(SUFFIXES, ", ")}'
+        f'{words(folders)}: no LR image for {source.name}; looked for {words(stems, " and ")} with '
+        f'{words(SUFFIXES, ", ")}'
     )

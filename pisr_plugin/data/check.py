@@ -9,6 +9,9 @@ from ..errors import DataError, OptionsError, choice
 from .image_lmdb import read_meta_info
 from .images import image_size
 from .lmdb import open_lmdb
+from .patch_store_dataset import STORES
+from .raw_lmdb import LIST as RAW_LIST
+from .raw_lmdb import read_raw_info
 
 Sizes = dict[str, tuple[int, int]]
 
@@ -16,8 +19,8 @@ Sizes = dict[str, tuple[int, int]]
 def check_dataset(opt: dict, place: str, scale: int) -> None:
     """Makes sure that the images of a dataset are there and that every LR image fits its HR image.
 
-    Quick: LMDBs tell sizes in ``meta_info.txt``, of files only the header is read. Datasets other than
-    ``PairedImageDataset`` are only checked for the folders they name.
+    Quick: LMDBs list sizes, of files only the header is read. Datasets other than ``PairedImageDataset`` and
+    ``PatchStoreDataset`` are only checked for the folders they name.
 
     Args:
         opt: A block of the options' ``datasets``. Without ``phase`` it is one for training if its place says so.
@@ -31,28 +34,55 @@ def check_dataset(opt: dict, place: str, scale: int) -> None:
     for key in sorted(key for key in opt if key.startswith('dataroot') and opt[key] is not None):
         if not Path(opt[key]).exists():
             raise DataError(f'{place}.{key}: {opt[key]} does not exist. {_how_to_build(Path(opt[key]), scale)}')
-    if opt.get('type') != 'PairedImageDataset':
+    kind = opt.get('type')
+    if kind not in ('PairedImageDataset', 'PatchStoreDataset'):
         return
     for key in ('dataroot_gt', 'dataroot_lq'):
-        if opt.get(key) is None:
+        if opt.get(key) is None and (key, kind) != ('dataroot_lq', 'PatchStoreDataset'):
             raise OptionsError(
-                f'{place}.{key}: missing; PairedImageDataset needs the folder or LMDB of the '
+                f'{place}.{key}: missing; {kind} needs the folder or LMDB of the '
                 f'{"HR" if key == "dataroot_gt" else "LR"} images.'
             )
-    backend = (opt.get('io_backend') or {}).get('type')
-    if backend == 'lmdb':
-        gt, lq = (_lmdb_sizes(Path(opt[key]), f'{place}.{key}') for key in ('dataroot_gt', 'dataroot_lq'))
-        _same_keys(gt, lq, opt, place)
-    elif backend == 'disk':
-        gt, lq = _file_sizes(opt, place)
-    else:
-        raise OptionsError(f'{place}.io_backend.type: {backend} found. {choice(str(backend), ("disk", "lmdb"))}')
+    gt, lq = _paired_sizes(opt, place) if kind == 'PairedImageDataset' else _raw_sizes(opt, place, scale)
     if not gt:
         raise DataError(f'{place}.dataroot_gt: {opt["dataroot_gt"]} holds no images.')
     training = opt.get('phase', place.split('.')[-1].split('_')[0]) == 'train'
     _check_scale(gt, lq, opt, place, scale, training)
     if training:
         _check_patches(gt, opt, place, scale)
+
+
+def _paired_sizes(opt: dict, place: str) -> tuple[Sizes, Sizes]:
+    """Sizes of the HR and LR images of a ``PairedImageDataset``."""
+    backend = (opt.get('io_backend') or {}).get('type')
+    if backend == 'disk':
+        return _file_sizes(opt, place)
+    if backend != 'lmdb':
+        raise OptionsError(f'{place}.io_backend.type: {backend} found. {choice(str(backend), ("disk", "lmdb"))}')
+    gt, lq = (_lmdb_sizes(Path(opt[key]), f'{place}.{key}') for key in ('dataroot_gt', 'dataroot_lq'))
+    _same_keys(gt, lq, opt, place)
+    return gt, lq
+
+
+def _raw_sizes(opt: dict, place: str, scale: int) -> tuple[Sizes, Sizes]:
+    """Sizes of the HR and LR images of a ``PatchStoreDataset``; LR that is not stored fits by itself."""
+    store = opt.get('store') or STORES[0]
+    if store not in STORES:
+        raise OptionsError(f'{place}.store: {store} found. {choice(str(store), STORES)}')
+    sizes = {}
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        if opt.get(key) is None:
+            continue
+        try:
+            sizes[key] = {name: (info.height, info.width) for name, info in read_raw_info(Path(opt[key])).items()}
+        except DataError as error:
+            raise DataError(f'{place}.{key}: {error}') from None
+    gt = sizes['dataroot_gt']
+    if 'dataroot_lq' not in sizes:
+        lq = {name: (height // scale, width // scale) for name, (height, width) in gt.items()}
+        return {name: (height * scale, width * scale) for name, (height, width) in lq.items()}, lq
+    _same_keys(gt, sizes['dataroot_lq'], opt, place)
+    return gt, sizes['dataroot_lq']
 
 
 def _lmdb_sizes(path: Path, place: str) -> Sizes:
@@ -62,6 +92,8 @@ def _lmdb_sizes(path: Path, place: str) -> Sizes:
             f"{place}: {path} found; BasicSR takes only folders that end in '.lmdb' for LMDBs. For image "
             f'files set io_backend: {{type: disk}}.'
         )
+    if (path / RAW_LIST).exists():
+        raise DataError(f'{place}: {path} holds decoded images, for type: PatchStoreDataset.')
     try:
         sizes = read_meta_info(path)
         with open_lmdb(path).begin() as txn:

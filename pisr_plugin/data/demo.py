@@ -41,8 +41,8 @@ def build_demo(root: Path, workers: int) -> bool:
     folder = _photo_folder()
     # in pieces, because BasicSR decodes the whole image for every patch
     pieces = PairOptions(sub_images=72, step=72)
-    train = build([folder / name for name in TRAIN], root / 'train', pieces, lmdb=True, workers=workers)
-    heldout = build([folder / name for name in HELD_OUT], root / 'heldout', PairOptions(), lmdb=False, workers=workers)
+    train = build([folder / name for name in TRAIN], root / 'train', pieces, workers=workers)
+    heldout = build([folder / name for name in HELD_OUT], root / 'heldout', PairOptions(), lmdb=(), workers=workers)
     return train or heldout
 
 

@@ -6,6 +6,7 @@ A data set's folder:
     HR/NAME.png                   the photos, cropped
     LR_bicubic/X2/NAME.png        one folder per scale, same names
     HR.lmdb, LR_bicubic_X2.lmdb   the same files, same keys
+    HR_raw.lmdb, LR_bicubic_X2_raw.lmdb   the same images, decoded
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ def lr_folder(root: Path, scale: int) -> Path:
 def lmdb_of(folder: Path, root: Path) -> Path:
     """The LMDB that holds the images of a folder: ``LR_bicubic/X2`` becomes ``LR_bicubic_X2.lmdb``."""
     return root / ('_'.join(folder.relative_to(root).parts) + '.lmdb')
+
+
+def raw_lmdb_of(folder: Path, root: Path) -> Path:
+    """The LMDB that holds the images of a folder decoded: ``LR_bicubic/X2`` becomes ``LR_bicubic_X2_raw.lmdb``."""
+    return root / ('_'.join(folder.relative_to(root).parts) + '_raw.lmdb')
+
+
+def stores_of(root: Path, scales: Sequence[int], part: str) -> list[Path]:
+    """HR's store and those of all scales, for a part of a data set: ``images``, ``lmdb`` or ``raw``."""
+    folders = image_folders(root, scales)
+    name = {'lmdb': lmdb_of, 'raw': raw_lmdb_of}.get(part)
+    return [name(folder, root) for folder in folders] if name else folders
 
 
 def image_folders(root: Path, scales: Sequence[int]) -> list[Path]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError, OptionsError, PISRError
-from .build import PairOptions, build
+from .build import LMDBS, PairOptions, build
 from .demo import build_demo
-from .images import list_images
-from .layout import RECORD, complain, image_folders, lmdb_of, piece_keys, read_record
+from .layout import RECORD, complain, piece_keys, read_record, stores_of
+from .sources import find_sources
 from .verify import verify
 
 STOPPED = 130  # exit code after Ctrl-C
@@ -60,10 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         'build',
         parents=[workers],
-        help='make pairs of a folder of photos',
-        description='Make HR/LR pairs of a folder of photos. Stopped, it goes on when called again.',
+        help='make pairs of folders of photos',
+        description='Make HR/LR pairs of folders of photos. Stopped, it goes on when called again.',
     )
-    command.add_argument('input', type=Path, metavar='INPUT', help='folder of HR photos')
+    command.add_argument(
+        'input',
+        type=Path,
+        nargs='+',
+        metavar='INPUT',
+        help='folders of HR photos, or DIV2K and Flickr2K as they are unpacked, whose own LR images are used',
+    )
     command.add_argument('-o', '--out', type=Path, required=True, help='folder of the data set')
     command.add_argument('--scales', type=int, nargs='+', default=[2, 3, 4], metavar='S', help='default: 2 3 4')
     command.add_argument(
@@ -92,8 +98,18 @@ def _parser() -> argparse.ArgumentParser:
         help='take the LR images of a scale from here (0001.png or 0001x2.png) instead of making them',
     )
     command.add_argument(
-        '--lmdb', action=argparse.BooleanOptionalAction, default=True, help='also fill LMDBs (default: yes)'
+        '--make-lr', action='store_true', help='make LR images also of data sets that come with their own'
     )
+    command.add_argument(
+        '--lmdb',
+        nargs='+',
+        choices=tuple(LMDBS),
+        default=tuple(LMDBS),
+        metavar='KIND',
+        help='LMDBs to fill: png, the image files, for stock BasicSR; raw, decoded images, for PatchStoreDataset '
+        '(default: png raw)',
+    )
+    command.add_argument('--no-lmdb', dest='lmdb', action='store_const', const=(), help='fill no LMDBs')
     command.set_defaults(run=_build)
 
     command = commands.add_parser(
@@ -118,8 +134,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(args: argparse.Namespace) -> None:
     started = time.monotonic()
-    options = PairOptions(tuple(args.scales), args.crop, args.sub_images, args.step, args.thresh, _lr_dirs(args.lr_dir))
-    sources = list_images(args.input)
+    sources, found = find_sources(args.input)
+    lr_dirs = {scale: folders for scale, folders in found.items() if scale in args.scales and not args.make_lr}
+    lr_dirs.update(_lr_dirs(args.lr_dir))
+    options = PairOptions(tuple(args.scales), args.crop, args.sub_images, args.step, args.thresh, lr_dirs)
     changed = build(sources, args.out, options, lmdb=args.lmdb, workers=args.workers)
     _report(args.out, changed, started)
 
@@ -142,8 +160,7 @@ def _verify(args: argparse.Namespace) -> None:
 
 def _report(root: Path, changed: bool, started: float) -> None:
     record = read_record(root)
-    folders = image_folders(root, record['options']['scales'])
-    stores = folders + [lmdb_of(folder, root) for folder in folders if 'lmdb' in record['done']]
+    stores = [store for part in record['done'] for store in stores_of(root, record['options']['scales'], part)]
     sizes = ', '.join(f'{store.relative_to(root)} {_megabytes(store):.1f} MB' for store in stores)
     pairs = f'{len(piece_keys(record))} pairs'
     print(
@@ -157,7 +174,7 @@ def _megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.iterdir()) / 1e6 if folder.is_dir() else 0.0
 
 
-def _lr_dirs(texts: Sequence[str]) -> dict[int, Path]:
+def _lr_dirs(texts: Sequence[str]) -> dict[int, list[Path]]:
     found = {}
     for text in texts:
         name, _, folder = text.partition('=')
@@ -167,5 +184,5 @@ def _lr_dirs(texts: Sequence[str]) -> dict[int, Path]:
             )
         if not Path(folder).is_dir():
             raise DataError(f'--lr-dir {text}: {folder} is not a folder.')
-        found[int(name[1:])] = Path(folder)
+        found.setdefault(int(name[1:]), []).append(Path(folder))
     return found
