@@ -1,37 +1,49 @@
-"""Luminance of 8-bit RGB images (BT.601, as MATLAB's ``rgb2ycbcr``), the same to the last bit on every device.
+"""Luminance of 8-bit RGB images (BT.601, as MATLAB's ``rgb2ycbcr``), on the host and on any device.
 
-Y = (65.481 R + 128.553 G + 24.966 B) / 255**2 + 16 / 255. In plain float32 arithmetic its error depends on the order
-of the sum and reaches two units in the last place. Here each weight is split into multiples of 2**-24 and a small rest
-in multiples of 2**-39. Both sums are exact in float32 in any order, so only the last addition rounds. BasicSR divides
-by 255 before it weights, and so differs by at most one unit, 6e-8.
+Y = (65.481 R + 128.553 G + 24.966 B) / 255**2 + 16 / 255. The weights have a common divisor: they are 0.219 times 299,
+587 and 114. So a sum with whole weights is exact in float32, in any order, and only its scaling rounds. BasicSR divides
+by 255 before it weights; over all 2**24 colours the two differ by at most one unit in the last place, 6e-8.
 """
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
-_WEIGHTS = np.array([65.481 / 255**2, 128.553 / 255**2, 24.966 / 255**2, 16 / 255])
-_COARSE = np.round(_WEIGHTS * 2**24) / 2**24
-_FINE = np.round((_WEIGHTS - _COARSE) * 2**39) / 2**39
-# As cv2.transform takes them, a row for each channel it makes. One row at a time: for two it is ten times slower.
-_COARSE_ROW, _FINE_ROW = _COARSE.astype(np.float32)[None], _FINE.astype(np.float32)[None]
+# Times 63, which leaves the sum below 2**24 and makes the factor for it a number that float32 holds to 2e-9.
+_WEIGHTS = (63 * 299, 63 * 587, 63 * 114)
+_FACTOR = 0.219 / 255**2 / 63
+_OFFSET = torch.tensor(16 / 255, device='cpu')  # as a tensor of no dimensions it goes with those of any device
+
+_ROW = np.array([[*_WEIGHTS, 0]], np.float32)  # as cv2.transform takes them
 
 
-def luma(img: np.ndarray, out: np.ndarray, space: np.ndarray) -> None:
-    """Writes the luminance of an image into an array.
+class Luma:
+    """The luminance of images of one size, one by one; it holds arrays to work in, as to allocate them takes longer.
 
     Args:
-        img: RGB image of shape (H, W, 3), uint8; also a view into a larger one.
-        out: Where to write it, (H, W), float32, contiguous; values from 16/255 to 235/255.
-        space: To work in, (4, H, W), float32: to allocate it for every patch takes longer than to fill it.
+        height: Height of the images.
+        width: Their width.
     """
-    wide, fine = space[:3].reshape(img.shape), space[3]
-    np.copyto(wide, img)
-    cv2.transform(wide, _FINE_ROW, fine)
-    cv2.transform(wide, _COARSE_ROW, out)
-    cv2.add(out, fine, out)
+
+    def __init__(self, height: int, width: int) -> None:
+        self._float = torch.empty(height, width, 3)
+        self._array = self._float.numpy()
+        self._sum = torch.empty(height, width)
+        self._sum_array = self._sum.numpy()
+
+    def __call__(self, img: Tensor, out: Tensor) -> None:
+        """Writes the luminance of an image into another tensor.
+
+        Args:
+            img: RGB image of shape (H, W, 3), uint8.
+            out: Where to write it, (H, W), float32; values from 16/255 to 235/255.
+        """
+        self._float.copy_(img)
+        cv2.transform(self._array, _ROW, self._sum_array)
+        torch.add(_OFFSET, self._sum, alpha=_FACTOR, out=out)
 
 
 def luma_tensor(img: Tensor) -> Tensor:
@@ -44,9 +56,5 @@ def luma_tensor(img: Tensor) -> Tensor:
         Tensor of shape (..., 1, H, W), float32; values from 16/255 to 235/255.
     """
     wide = img.float()
-    red, green, blue = (wide.narrow(-3, channel, 1) for channel in range(3))
-    coarse, fine = (
-        red * weights[0] + green * weights[1] + blue * weights[2] + weights[3]
-        for weights in (_COARSE.tolist(), _FINE.tolist())
-    )
-    return coarse + fine
+    red, green, blue = (wide.narrow(-3, channel, 1) * weight for channel, weight in enumerate(_WEIGHTS))
+    return torch.add(_OFFSET, red + green + blue, alpha=_FACTOR)

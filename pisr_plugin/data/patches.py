@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .luma import luma, luma_tensor
+from .luma import Luma, luma_tensor
 from .memory_images import MemoryImages
 from .sampling import Draws
+
+Make = Callable[[Tensor, bool, bool, np.ndarray], None]  # image, whether to mirror and to transpose it, result
 
 
 class Patches(NamedTuple):
@@ -63,29 +65,53 @@ def cut_on_host(patches: Sequence[np.ndarray], symmetries: np.ndarray, is_y: boo
         Tensor of shape (B, 1 or 3, H, W), float32, from 0 to 1.
     """
     height, width, _ = patches[0].shape
-    if is_y:
-        batch = torch.empty(len(patches), 1, height, width)
-        plane, turned, *_ = space = np.empty((6, height, width), np.float32)
-        for patch, symmetry, out in zip(patches, symmetries.tolist(), batch.numpy()):
-            if any(symmetry):  # cheaper on one plane of floats than on three channels
-                luma(patch, plane, space[2:])
-                _transform(plane, symmetry, turned, out[0])
-            else:
-                luma(patch, out[0], space[2:])
-        return batch
-    planes = np.empty((len(patches), 3, height, width), np.uint8)
-    turned, transposed = np.empty((2, height, width, 3), np.uint8)
-    for patch, symmetry, out in zip(patches, symmetries.tolist(), planes):
-        whole = np.ascontiguousarray(patch)
-        cv2.split(_transform(whole, symmetry, turned, transposed) if any(symmetry) else whole, list(out))
-    return torch.from_numpy(planes).float().div_(255)
+    batch = torch.empty(len(patches), 1 if is_y else 3, height, width)
+    make = _luma_maker(height, width) if is_y else _rgb_maker(height, width)
+    # A patch is gathered from its rows first: what follows runs on contiguous memory that stays in the cache.
+    whole = torch.empty(height, width, 3, dtype=torch.uint8)
+    array = whole.numpy()
+    for patch, (hflip, vflip, transpose), out in zip(patches, symmetries.tolist(), batch.numpy()):
+        np.copyto(array, patch[::-1] if vflip else patch)
+        make(whole, hflip, transpose, out)
+    return batch
 
 
-def _transform(img: np.ndarray, symmetry: list[bool], turned: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Applies a symmetry that is not the identity; returns ``out``, with ``turned`` as space in between."""
-    hflip, vflip, transpose = symmetry
-    if hflip or vflip:
-        img = cv2.flip(img, -1 if hflip and vflip else int(hflip), turned if transpose else out)
+def _luma_maker(height: int, width: int) -> Make:
+    luma = Luma(height, width)
+    plane = torch.empty(height, width)
+    array = plane.numpy()
+    half_way = np.empty((height, width), np.float32)
+
+    def make(img: Tensor, hflip: bool, transpose: bool, out: np.ndarray) -> None:
+        luma(img, plane)
+        if hflip or transpose:  # cheaper on one plane of floats than on three channels
+            _turn(array, hflip, transpose, half_way, out[0])
+        else:
+            np.copyto(out[0], array)
+
+    return make
+
+
+def _rgb_maker(height: int, width: int) -> Make:
+    half_way, turned = np.empty((2, height, width, 3), np.uint8)
+    planes = torch.empty(3, height, width, dtype=torch.uint8)
+    channels = list(planes.numpy())
+    floats = torch.empty(3, height, width)
+    array = floats.numpy()
+
+    def make(img: Tensor, hflip: bool, transpose: bool, out: np.ndarray) -> None:
+        img = img.numpy()
+        cv2.split(_turn(img, hflip, transpose, half_way, turned) if hflip or transpose else img, channels)
+        floats.copy_(planes)
+        np.divide(array, np.float32(255), out=out)
+
+    return make
+
+
+def _turn(img: np.ndarray, hflip: bool, transpose: bool, half_way: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Mirrors left-right, transposes, or both; returns ``out``."""
+    if hflip:
+        img = cv2.flip(img, 1, half_way if transpose else out)
     return cv2.transpose(img, out) if transpose else img
 
 
