@@ -127,11 +127,16 @@ def block_conv_transpose2d(
     # (C, O, taps, taps, size, size) to (O * size * size, C, taps, taps)
     kernels = windows.flip(2, 3).permute(1, 4, 5, 0, 2, 3).reshape(-1, weight.shape[0], taps, taps)
     if bias is not None:
-        bias = bias.repeat_interleave(size * size)
+        bias = bias[:, None].expand(-1, size * size).flatten()
 
     height, width = ((side - 1) * stride - 2 * padding + kernel + output_padding for side in x.shape[-2:])
     rows, columns = -(-height // size), -(-width // size)
     below = (rows - 1) * block + taps + first - x.shape[-2]  # zeros for whole blocks; negative: pixels nobody needs
     right = (columns - 1) * block + taps + first - x.shape[-1]
-    y = F.conv2d(F.pad(x, (-first, right, -first, below)), kernels, bias, stride=block)
+    # The convolution's own padding saves a copy of x, where it is enough; surplus blocks are cut off below. A compiler
+    # fuses the copy into what comes before, and is spared a program of its own for odd sides.
+    if not torch.compiler.is_compiling() and max(below, right, 0) <= -first:
+        y = F.conv2d(x, kernels, bias, stride=block, padding=-first)
+    else:
+        y = F.conv2d(F.pad(x, (-first, right, -first, below)), kernels, bias, stride=block)
     return F.pixel_shuffle(y, size)[..., :height, :width]
