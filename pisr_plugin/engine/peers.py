@@ -70,7 +70,8 @@ class Peers:
             told = isinstance(error, (PISRError, OSError)) and not self._is_first(str(error))
             # others name the rank that began it, not one that ended because of it
             self._store.set(f'ended/{self.rank}', str(error) if isinstance(error, RankError) else '')
-            self._wait_for_the_others()
+            # a connection that broke wakes the others too, a mistake only those that make it
+            self._wait_for_the_others(20 if isinstance(error, RankError) else 4)
         except dist.DistError:  # the store is gone, and with it rank 0 or its launcher
             if _is_lost_connection(error):
                 error = RankError('rank 0 has ended, or the launcher that the ranks meet at; see its message.')
@@ -94,11 +95,16 @@ class Peers:
                 return None
             time.sleep(_BEAT / 5)
 
-    def _wait_for_the_others(self) -> None:
-        """Gives the others the time to see the same mistake: a launcher ends them all when the first one ends."""
-        deadline = time.monotonic() + 4 * _BEAT
-        keys = [f'ended/{rank}' for rank in self._silent]
-        while time.monotonic() < deadline and not self._store.check(keys):
+    def _wait_for_the_others(self, beats: int) -> None:
+        """Gives those that live the time to look at the store, and to tell the same mistake, before this rank ends.
+
+        The store may be rank 0's, and a launcher ends them all when the first one ends.
+        """
+        deadline = time.monotonic() + beats * _BEAT
+        while time.monotonic() < deadline:
+            living = [f'ended/{rank}' for rank, missed in self._silent.items() if missed < _MISSED]
+            if not living or self._store.check(living):
+                return
             time.sleep(_BEAT / 10)
 
     def _watch(self, store: dist.Store) -> None:
