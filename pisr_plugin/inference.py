@@ -72,7 +72,7 @@ def optimized(net: nn.Module, *, compile: bool = False, example: Tensor | None =
         The network, or a compiled one that shares its weights. Call it under :func:`torch.no_grad`.
 
     Raises:
-        RuntimeError: compiled for one size it gives another image; torch 2.13 mistakes weights that are stretched views.
+        RuntimeError: compiled for one size it gives another image, as torch 2.13 does for some stretched weights.
     """
     net.eval().to(memory_format=torch.channels_last)
     if not compile:
