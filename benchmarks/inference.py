@@ -10,6 +10,7 @@ import multiprocessing
 import platform
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,8 +199,8 @@ def _memory(cases: list[Case], settings: Settings) -> Table:
     runs += [(case, variant) for case in cases for variant in variants]
     rows = []
     for case, variant in runs:
-        with multiprocessing.get_context('spawn').Pool(1) as pool:
-            megabytes = pool.apply(_peak_megabytes, (case, variant, settings.threads))
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+            megabytes = process.submit(_peak_megabytes, case, variant, settings.threads).result()
         rows.append({'network': case.title, 'variant': variant, 'MB': megabytes})
     original = rows[0]['MB']
     for row in rows:

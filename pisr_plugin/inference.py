@@ -70,6 +70,9 @@ def optimized(net: nn.Module, *, compile: bool = False, example: Tensor | None =
 
     Returns:
         The network, or a compiled one that shares its weights. Call it under :func:`torch.no_grad`.
+
+    Raises:
+        RuntimeError: compiled for one size it gives another image, as torch 2.13 does for some stretched weights.
     """
     net.eval().to(memory_format=torch.channels_last)
     if not compile:
@@ -79,7 +82,11 @@ def optimized(net: nn.Module, *, compile: bool = False, example: Tensor | None =
     compiled = torch.compile(net, dynamic=False)
     # Freezing is for this compilation only: with free sizes it fails in torch 2.13 (assert_size_stride).
     with torch.no_grad(), inductor.patch(freezing=True):
-        compiled(example)
+        found = compiled(example)
+    with torch.no_grad():
+        expected = net(example)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+        raise RuntimeError(f'{type(net).__name__}, compiled for one size, gives another image; compile without example')
     return compiled
 
 

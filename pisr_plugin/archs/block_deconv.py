@@ -127,7 +127,8 @@ def block_conv_transpose2d(
     # (C, O, taps, taps, size, size) to (O * size * size, C, taps, taps)
     kernels = windows.flip(2, 3).permute(1, 4, 5, 0, 2, 3).reshape(-1, weight.shape[0], taps, taps)
     if bias is not None:
-        bias = bias[:, None].expand(-1, size * size).flatten()
+        # A copy: as a view (with one channel it could be one) Inductor's freezing reads past its end in torch 2.13.
+        bias = bias.repeat_interleave(size * size)
 
     height, width = ((side - 1) * stride - 2 * padding + kernel + output_padding for side in x.shape[-2:])
     rows, columns = -(-height // size), -(-width // size)
