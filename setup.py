@@ -36,6 +36,7 @@ setup(
         'setuptools; python_version >= "3.12"',  # the distutils that BasicSR imports
     ],
     extras_require={
+        'cluster': ['submitit'],
         'dev': ['jsonschema', 'pytest', 'ruff', 'tensorboard'],
         'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
@@ -44,8 +45,9 @@ setup(
     entry_points={
         'console_scripts': [
             'pisr-train = pisr_plugin.engine.train:main',
-            'pisr-test = pisr_plugin.engine.test:main',
-            'pisr-upscale = pisr_plugin.engine.upscale:main',
+            'pisr-test = pisr_plugin.evaluation.test:main',
+            'pisr-ablate = pisr_plugin.ablation.ablate:main',
+            'pisr-upscale = pisr_plugin.analysis.upscale:main',
             'pisr-prepare-data = pisr_plugin.data.prepare:main',
             'pisr-complexity = pisr_plugin.analysis.complexity:main',
             'pisr-picture = pisr_plugin.analysis.picture:main',

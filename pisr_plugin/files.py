@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -37,6 +43,36 @@ def replacing(path: str | os.PathLike, durable: bool = False) -> Iterator[Binary
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | os.PathLike, patience: float = 60) -> Iterator[bool]:
+    """Holds a lock that ends with the process, whatever ends it; the file stays behind, empty.
+
+    Args:
+        path: The lock's file, in a folder that exists.
+        patience: Seconds to wait for another process that holds it.
+
+    Yields:
+        False when another process still held it then. On a system without ``flock`` always True.
+    """
+    with open(path, 'ab') as file:
+        yield _acquire(file, time.monotonic() + patience)
+
+
+def _acquire(file: BinaryIO, deadline: float) -> bool:
+    """Locks an open file for as long as it is open; False when another process held it until the deadline."""
+    while fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            break
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -138,9 +138,21 @@ def upscale_rgb(net: nn.Module, rgb: Tensor, on_y: bool, **options) -> Tensor:
     if not on_y:
         return upscale(net, rgb[None].to(device), **options)[0].clamp(0, 1).cpu()
     y = torch.from_numpy(rgb2ycbcr(rgb.permute(1, 2, 0).numpy(), y_only=True))[None, None]
-    y = upscale(net, y.to(device), **options)[0, 0].clamp(0, 1).cpu()
+    return coloured(upscale(net, y.to(device), **options)[0, 0].cpu(), rgb)
+
+
+def coloured(y: Tensor, rgb: Tensor) -> Tensor:
+    """Gives an upscaled luminance the colours of its LR image, upscaled bicubically.
+
+    Args:
+        y: (scale * h, scale * w) in [0, 1], clipped to that.
+        rgb: (3, h, w) in [0, 1].
+
+    Returns:
+        (3, scale * h, scale * w) in [0, 1].
+    """
     ycbcr = rgb2ycbcr(imresize(rgb, y.shape[-1] // rgb.shape[-1]).clamp(0, 1).permute(1, 2, 0).numpy())
-    ycbcr[..., 0] = y.numpy()
+    ycbcr[..., 0] = y.clamp(0, 1).numpy()
     return torch.from_numpy(ycbcr2rgb(ycbcr)).permute(2, 0, 1).clamp(0, 1)
 
 

@@ -12,8 +12,8 @@ from basicsr.archs import build_network
 
 from pisr_plugin.analysis.picture import largest_gain
 from pisr_plugin.analysis.picture import main as picture
-from pisr_plugin.engine.test import main as run_test
 from pisr_plugin.engine.train import main as train
+from pisr_plugin.evaluation.test import main as run_test
 from pisr_plugin.resize import imresize
 
 
@@ -22,6 +22,10 @@ def trained(workspace):
     recipe = str(workspace.recipe(train={'total_iter': 2}))
     assert train(['-opt', recipe]) == 0
     return recipe
+
+
+def read_evaluation(folder='results/run'):
+    return json.loads((Path(folder) / 'evaluation.json').read_text())
 
 
 def luminance(path):
@@ -43,14 +47,14 @@ def test_bicubic_and_every_stage_stand_in_one_table(trained, capsys):
         'teacher',
         'student',
     ]
-    assert '2 pixels cut' in printed and 'Y of BT.601' in printed
-    rows = {row['name']: row for row in json.loads(Path('results/run/metrics.json').read_text())}
+    assert '2 pixels left out' in printed and 'protocol basicsr' in printed
+    rows = {row['name']: row for row in read_evaluation()['rows']}
 
     pairs = [
         (luminance(f'datasets/test/LR_bicubic/X2/{i}.png'), luminance(f'datasets/test/HR/{i}.png')) for i in range(2)
     ]
     bicubic = [psnr(imresize(torch.from_numpy(lq)[None] / 255, 2)[0].numpy() * 255, gt) for lq, gt in pairs]
-    assert rows['bicubic']['results']['test']['psnr'] == pytest.approx(np.mean(bicubic), abs=0.01)
+    assert rows['bicubic']['sets']['test']['mean']['psnr'] == pytest.approx(np.mean(bicubic), abs=0.01)
 
     net = build_network({'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2})
     net.load_state_dict(torch.load('experiments/run/student/models/net_g_latest.pth', weights_only=True)['params'])
@@ -58,7 +62,7 @@ def test_bicubic_and_every_stage_stand_in_one_table(trained, capsys):
         student = [
             psnr(net(torch.from_numpy(lq).float()[None, None] / 255)[0, 0].numpy() * 255, gt) for lq, gt in pairs
         ]
-    assert rows['student']['results']['test']['psnr'] == pytest.approx(np.mean(student), abs=0.01)
+    assert rows['student']['sets']['test']['mean']['psnr'] == pytest.approx(np.mean(student), abs=0.01)
 
 
 def test_a_named_checkpoint_is_tested_instead(trained, capsys):
@@ -75,14 +79,19 @@ def test_compiled_figures_are_the_same(trained, monkeypatch):
     metrics = []
     for flags in ([], ['--compile']):
         assert run_test(['-opt', trained, '--stage', 'student', *flags]) == 0
-        metrics.append(json.loads(Path('results/run/metrics.json').read_text()))
+        metrics.append([row['sets'] for row in read_evaluation()['rows']])
     assert metrics[0] == metrics[1]
 
 
 def test_saved_images_are_the_reconstructions(trained):
     assert run_test(['-opt', trained, '--stage', 'student', '--save_img']) == 0
-    saved = sorted(Path('results/run/student/visualization/test').glob('*.png'))
-    assert len(saved) == 2 and cv2.imread(str(saved[0]), cv2.IMREAD_UNCHANGED).shape == (48, 60)
+    rows = {row['name']: row for row in read_evaluation()['rows']}
+    for name in ('bicubic', 'student'):
+        for values in rows[name]['sets']['test']['images'].values():
+            saved = cv2.imread(str(Path('results/run') / values['picture']))
+            assert saved.shape == (48, 60, 3) and saved.std() > 5
+    gt = read_evaluation()['ground_truth']['test']
+    assert np.array_equal(cv2.imread(str(Path('results/run') / gt['0'])), cv2.imread('datasets/test/HR/0.png'))
 
 
 @pytest.mark.parametrize(

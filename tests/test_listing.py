@@ -22,7 +22,8 @@ from pisr_plugin.engine.recipe import _numbers
 from pisr_plugin.engine.schema import NETWORK
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / 'options').rglob('*.yml'))
+# what lies in ablation/ are grids
+RECIPES = [path for path in sorted((ROOT / 'options').rglob('*.yml')) if path.parent.name != 'ablation']
 SCHEMA = ROOT / 'options/schema.json'
 
 

@@ -282,7 +282,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(workspace, workers):
 def test_the_resolved_options_run_under_stock_basicsr(workspace):
     """A BasicSR user's own script trains the student stage and tests its checkpoint to the same figure."""
     assert train(['-opt', str(workspace.recipe())]) == 0
-    from pisr_plugin.engine.test import main as test
+    from pisr_plugin.evaluation.test import main as test
 
     assert test(['-opt', str(workspace.recipe())]) == 0
     ours = {

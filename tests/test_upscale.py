@@ -9,8 +9,8 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
+from pisr_plugin.analysis.upscale import main as upscale
 from pisr_plugin.data.images import read_rgb
-from pisr_plugin.engine.upscale import main as upscale
 from pisr_plugin.inference import upscale_rgb
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from pisr_plugin.engine.test import main
+from pisr_plugin.evaluation.test import main
 
 if __name__ == '__main__':
     sys.exit(main())

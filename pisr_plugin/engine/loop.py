@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, check_resume, get_root_logger, get_time_str, init_wandb_logger, set_random_seed
+from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.options import dict2str
+from basicsr.utils.registry import DATASET_REGISTRY
 
 from pisr_plugin import checkpoint, random_state
 from pisr_plugin.data.feed import Feed, make_feed
+from pisr_plugin.engine.allocator import keep_freed_memory
 from pisr_plugin.engine.distributed import from_first_rank
 from pisr_plugin.engine.finite import FiniteCheck
 from pisr_plugin.engine.progress import Progress
@@ -22,7 +26,8 @@ from pisr_plugin.engine.runtime import make_folder, open_log, runtime_options, w
 from pisr_plugin.engine.stages import Stage
 from pisr_plugin.engine.states import Found, States, archive
 from pisr_plugin.engine.stopping import Agreement, Stop
-from pisr_plugin.files import write_whole
+from pisr_plugin.errors import PISRError
+from pisr_plugin.files import locked, write_whole
 
 
 def run_stage(stage: Stage, stop: Stop, auto_resume: bool = False, header: str = '') -> bool:
@@ -40,6 +45,15 @@ def run_stage(stage: Stage, stop: Stop, auto_resume: bool = False, header: str =
     Raises:
         PISRError: options, data or files do not allow it, or the losses are no longer finite.
     """
+    make_folder(stage.folder.parent)
+    lock = stage.folder.parent / f'.{stage.folder.name}.lock'  # not inside, because the folder may be moved aside
+    with locked(lock) if get_dist_info()[0] == 0 else nullcontext(True) as free:
+        if not free:
+            raise PISRError(f'{stage.folder}: another process trains this stage. Wait for it, or stop it first.')
+        return _run_stage(stage, stop, auto_resume, header)
+
+
+def _run_stage(stage: Stage, stop: Stop, auto_resume: bool, header: str) -> bool:
     opt = runtime_options(stage, stage.folder, is_train=True)
     states = States(stage.folder, f'net_{stage.network[-1]}')
     found = from_first_rank(lambda: _prepare_folder(stage, states, auto_resume, header))
@@ -49,6 +63,8 @@ def run_stage(stage: Stage, stop: Stop, auto_resume: bool = False, header: str =
         logger.warning(f'Skipped: {line}')
 
     share_cores(opt)
+    if opt['num_gpu'] == 0 and opt.get('keep_memory', True):
+        keep_freed_memory()
     set_random_seed(opt['manual_seed'] + opt['rank'])
     torch.backends.cudnn.benchmark = True
     state = None
@@ -92,7 +108,9 @@ def share_cores(opt: dict) -> None:
     """
     if opt['num_gpu'] == 0 and 'OMP_NUM_THREADS' not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        workers = opt['datasets']['train']['num_worker_per_gpu']
+        data_opt = opt['datasets']['train']
+        makes_batches = hasattr(DATASET_REGISTRY.get(data_opt['type']), 'batch')  # in a thread, without workers
+        workers = 0 if makes_batches else data_opt['num_worker_per_gpu']
         torch.set_num_threads(max(1, cores // opt['world_size'] - workers))
 
 

@@ -21,6 +21,7 @@ from basicsr.utils.registry import (
 
 from pisr_plugin.engine.docstrings import argument_docs, first_sentence
 from pisr_plugin.errors import OptionsError, choice
+from pisr_plugin.evaluation.protocol import PROTOCOLS
 
 REFERENCE = r'^\$\{[\w.]+\}$'  # in a recipe it may stand for any value
 
@@ -317,6 +318,7 @@ DATASET_KEYS = {
     'filename_tmpl': TEXT,
     'io_backend': Fields({'type': OneOf('disk', 'lmdb', 'memcached')}, ['type'], open_ended=True),
     'color': OneOf('y', 'rgb'),
+    'store': OneOf('lmdb', 'memory', 'device'),
     'gt_size': POSITIVE,
     'use_hflip': FLAG,
     'use_rot': FLAG,
@@ -334,8 +336,15 @@ DATASET_KEYS = {
 }
 
 
+# Types whose keys are all known, and what they need.
+DATASETS = {
+    'PairedImageDataset': ('dataroot_gt', 'dataroot_lq', 'io_backend'),
+    'PatchStoreDataset': ('dataroot_gt',),
+}
+
+
 class Dataset(Rule):
-    """A dataset block. Keys are checked for BasicSR's paired images; other types read their own."""
+    """A dataset block. Keys are checked for the types of :data:`DATASETS`; others read their own."""
 
     def check(self, value: Any, place: str, problems: list[str]) -> None:
         if not isinstance(value, Mapping):
@@ -347,14 +356,12 @@ class Dataset(Rule):
                 f'{place}.type: {kind!r} is not registered. {choice(kind, registered_names(DATASET_REGISTRY))}'
             )
             return
-        required = ['name', 'type']
-        if place.split('.')[-1] == 'train':
+        required, training = ['name', 'type', *DATASETS.get(kind, ())], place.split('.')[-1] == 'train'
+        if training:
             required += ['batch_size_per_gpu', 'num_worker_per_gpu']
-        if kind == 'PairedImageDataset':
-            required += ['dataroot_gt', 'dataroot_lq', 'io_backend']
-            if place.split('.')[-1] == 'train':
-                required += ['gt_size', 'use_hflip', 'use_rot']
-        Fields(DATASET_KEYS, required, open_ended=kind != 'PairedImageDataset').check(value, place, problems)
+        if training and kind in DATASETS:
+            required += ['gt_size', 'use_hflip', 'use_rot']
+        Fields(DATASET_KEYS, required, open_ended=kind not in DATASETS).check(value, place, problems)
 
     def json(self, defs: dict[str, dict]) -> dict:
         docs = argument_docs(registered(DATASET_REGISTRY, 'PairedImageDataset'))
@@ -363,7 +370,7 @@ class Dataset(Rule):
             for key, rule in DATASET_KEYS.items()
         }
         keys['type'] = _one_of(registered_names(DATASET_REGISTRY))
-        paired = {'properties': {'type': {'const': 'PairedImageDataset'}}, 'required': ['type']}
+        paired = {'properties': {'type': {'enum': list(DATASETS)}}, 'required': ['type']}
         defs['dataset'] = _mapping(
             keys, **{'if': paired, 'then': _mapping(dict.fromkeys(keys, True), additionalProperties=False)}
         )
@@ -429,6 +436,7 @@ def stage_rule(options: Mapping) -> Fields:
             'scale': POSITIVE,
             'manual_seed': WHOLE,
             'find_unused_parameters': FLAG,
+            'keep_memory': FLAG,
             'model_type': Plain(
                 f'a registered model ({", ".join(registered_names(MODEL_REGISTRY))})',
                 lambda v: registered(MODEL_REGISTRY, v) is not None,
@@ -454,6 +462,7 @@ def stage_rule(options: Mapping) -> Fields:
                     'save_img': FLAG,
                     'pbar': FLAG,
                     'suffix': TEXT,
+                    'protocol': OneOf(*PROTOCOLS),
                     'use_image': FLAG,
                     'metrics': Named(
                         Block(METRIC_REGISTRY, extra={'better': OneOf('higher', 'lower')}, given=('img', 'img2'))

@@ -14,6 +14,8 @@ from pisr_plugin.engine.recipe import resolve
 from pisr_plugin.errors import OptionsError, choice
 
 HAND_OFF = 'stage:'
+# Options that change neither the weights nor what they are evaluated on.
+INCIDENTAL = ('logger', 'val', 'num_gpu', 'dist_params', 'keep_memory')
 
 
 @dataclass

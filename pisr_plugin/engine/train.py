@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -21,12 +21,9 @@ from pisr_plugin.engine.distributed import process_group
 from pisr_plugin.engine.loop import run_stage
 from pisr_plugin.engine.runtime import check_data, quiet, runtime_options
 from pisr_plugin.engine.schema import check_options
-from pisr_plugin.engine.stages import Stage, select, unroll
+from pisr_plugin.engine.stages import INCIDENTAL, Stage, select, unroll
 from pisr_plugin.engine.stopping import Stop
 from pisr_plugin.errors import CheckpointError, OptionsError
-
-# Options that change neither the weights nor what they are evaluated on: they may differ on a finished stage.
-_INCIDENTAL = ('logger', 'val', 'num_gpu', 'dist_params')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,7 +87,7 @@ def is_finished(stage: Stage) -> bool:
     differing = [
         (path, old, new)
         for path, old, new in _differences(saved, stage.options)
-        if path.split('.')[0] not in _INCIDENTAL and not path.startswith(('datasets.val', 'datasets.test'))
+        if path.split('.')[0] not in INCIDENTAL and not path.startswith(('datasets.val', 'datasets.test'))
     ]
     if differing:
         lines = '\n'.join(f'  {path}: {old!r} then, {new!r} now' for path, old, new in differing[:10])
@@ -134,14 +131,26 @@ def preflight(stages: list[Stage]) -> None:
         if 'train' not in opt['datasets']:
             raise OptionsError('datasets.train: missing; there is nothing to train on.')
         check_schedule(opt['train'])
-        opt.update(dist=False, num_gpu=0)
-        opt['path'] = {
-            key: value
-            for key, value in opt['path'].items()
-            if not (key.startswith('pretrain_network') and Path(str(value)) in to_come)
-        }
-        with quiet(), torch.random.fork_rng(devices=[]):
-            build_model(opt)
+        build_trial(opt, to_come)
+
+
+def build_trial(opt: dict, to_come: Container[Path]):
+    """Builds the model of a stage on the CPU, without leaving a trace.
+
+    Args:
+        opt: From :func:`~pisr_plugin.engine.runtime.runtime_options`.
+        to_come: Checkpoints that are not there yet; their networks keep random weights.
+
+    Raises:
+        PISRError: its networks, taps, losses, checkpoints and data do not fit together.
+    """
+    path = {
+        key: value
+        for key, value in opt['path'].items()
+        if not (key.startswith('pretrain_network') and Path(str(value)) in to_come)
+    }
+    with quiet(), torch.random.fork_rng(devices=[]):
+        return build_model({**opt, 'path': path, 'dist': False, 'num_gpu': 0})
 
 
 def check_schedule(train_opt: dict) -> None:

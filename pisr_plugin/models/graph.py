@@ -72,7 +72,7 @@ class CapturedStep:
         try:
             for group, rate in zip(groups, self.rates):
                 group['lr'] = rate  # read at every replay
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode='thread_local'):  # the feed's thread pins memory meanwhile
                 self.losses = self.step(self.inputs, active)
         except RuntimeError as error:
             self.usable = False

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from inspect import signature
+from pathlib import Path
 
-import numpy as np
 import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
-from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, imwrite, set_random_seed, tensor2img
+from basicsr.utils import get_root_logger, set_random_seed
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pisr_plugin import checkpoint, random_state
 from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.data.images import write_png
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
+from pisr_plugin.evaluation.measure import Candidate, Measured, measure_images
+from pisr_plugin.evaluation.protocol import protocol_of
+from pisr_plugin.inference import whole_windows, window_size
 from pisr_plugin.models.graph import CapturedStep
 from pisr_plugin.models.step import (
     DTYPES,
@@ -327,24 +329,22 @@ class PISRModel(SRModel):
         net = getattr(self, 'net_ema', self.net)
         training = net.training
         net.eval()
-        output, _ = split_output(net(*self._whole_windows(self._inputs(net, self.batch))))
+        options = self.opt[f'network_{self.label}']
+        window = window_size(options.get('decoder', options))
+        images = [
+            whole_windows(image, window * (image.shape[-1] // self.lq.shape[-1]))
+            for image in self._inputs(net, self.batch)
+        ]
+        output, _ = split_output(net(*images))
         height, width = (side * self.opt['scale'] for side in self.lq.shape[-2:])
         self.output = output[..., :height, :width]
         net.train(training)
-
-    def _whole_windows(self, images: list[Tensor]) -> list[Tensor]:
-        """Mirrors the right and lower borders for a network with window attention, which takes whole windows."""
-        options = self.opt[f'network_{self.label}']
-        window = argument(options.get('decoder', options), 'window_size', default=1)
-        if not isinstance(window, int) or window == 1:
-            return images
-        return [_pad(image, window * (image.shape[-1] // self.lq.shape[-1])) for image in images]
 
     def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        """Validates on the images of one set, each rank on its share.
+        """Validates on the images of one set, each rank on its share, by ``val.protocol``.
 
         ``metric_results`` holds the means over all images then, the same on all ranks; None when ``stop_asked`` ended
         it early on any rank.
@@ -352,15 +352,14 @@ class PISRModel(SRModel):
         dataset, metrics = dataloader.dataset.opt['name'], self.opt['val'].get('metrics') or {}
         # one sum for each metric, the number of images, and whether a rank stopped early
         sums = torch.zeros(len(metrics) + 2, dtype=torch.float64)
-        for data in tqdm(self._share(dataloader), unit='image', disable=not self.opt['val'].get('pbar')):
+        for one in tqdm(self._measured(dataloader), unit='image', disable=not self.opt['val'].get('pbar')):
+            if save_img:
+                write_png(Path(self._image_file(dataset, one.name, current_iter)), one.picture(self.opt['scale']))
+            sums[:-2] += torch.tensor(list(one.values.values()))
+            sums[-2] += 1
             if self.stop_asked():
                 sums[-1] = 1
                 break
-            images = self._reconstruct(data)
-            if save_img:
-                imwrite(images['img'], self._image_file(dataset, data['lq_path'][0], current_iter))
-            sums[:-2] += torch.tensor([calculate_metric(images, option) for option in metrics.values()])
-            sums[-2] += 1
         if self.opt['dist']:
             sums = sums.to(self.device)
             torch.distributed.all_reduce(sums)
@@ -372,27 +371,29 @@ class PISRModel(SRModel):
                 self._update_best_metric_result(dataset, metric, value, current_iter)
             self._log_validation_metric_values(current_iter, dataset, tb_logger)
 
-    def _share(self, dataloader: DataLoader) -> DataLoader:
-        """This rank's images: every ``world_size``-th."""
-        if not self.opt['dist']:
-            return dataloader
-        share = range(self.opt['rank'], len(dataloader.dataset), self.opt['world_size'])
-        return DataLoader(Subset(dataloader.dataset, share), collate_fn=dataloader.collate_fn)
+    def _measured(self, dataloader: DataLoader) -> Iterator[Measured]:
+        """Measures this rank's images of one set with the network that is shipped."""
+        net = getattr(self, 'net_ema', self.net)
+        options, data_opt = self.opt[f'network_{self.label}'], dataloader.dataset.opt
+        inner = options.get('decoder', options)
+        channels = argument(inner, 'num_in_ch', 'in_chans', default=1 if data_opt.get('color') == 'y' else 3)
+        candidate = Candidate(
+            self.opt['name'], net, channels, self.opt['scale'], window_size(inner), self.device, self._input_names(net)
+        )
+        training = net.training
+        net.eval()
+        try:
+            yield from measure_images(
+                candidate,
+                data_opt,
+                protocol_of(self.opt),
+                self.opt['val'].get('metrics') or {},
+                share=(self.opt['rank'], self.opt['world_size']) if self.opt['dist'] else (0, 1),
+            )
+        finally:
+            net.train(training)
 
-    def _reconstruct(self, data: dict) -> dict[str, np.ndarray]:
-        """``img``, the network's image, and ``img2``, the ground truth where there is one, as 8-bit images."""
-        self.feed_data(data)
-        self.test()
-        images = {'img': tensor2img([self.output.cpu()])}
-        if 'gt' in data:
-            images['img2'] = tensor2img([self.gt.cpu()])
-            del self.gt
-        del self.lq, self.output
-        self.batch = {}
-        return images
-
-    def _image_file(self, dataset: str, lq_path: str, current_iter: int) -> str:
-        name = os.path.splitext(os.path.basename(lq_path))[0]
+    def _image_file(self, dataset: str, name: str, current_iter: int) -> str:
         if self.is_train:
             return self._file('visualization', os.path.join(name, f'{name}_{current_iter}.png'))
         suffix = self.opt['val'].get('suffix') or self.opt['name']
@@ -512,12 +513,6 @@ class PISRModel(SRModel):
 def _plain(state: dict) -> dict:
     """Replaces BasicSR's Counter of milestones, which torch before 2.6 refuses in a weights-only load, by a dict."""
     return {key: dict(value) if isinstance(value, Counter) else value for key, value in state.items()}
-
-
-def _pad(image: Tensor, multiple: int) -> Tensor:
-    """Mirrors an image's right and lower border so that its sides are multiples."""
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple), 'reflect')
 
 
 def _when(current_iter: int) -> int | str:

@@ -18,8 +18,8 @@ from pisr_plugin.engine.recipe import override
 from pisr_plugin.engine.runtime import make_folder, quiet
 from pisr_plugin.engine.schema import NETWORK, check_options
 from pisr_plugin.engine.stages import select, unroll
-from pisr_plugin.engine.test import test_stage
 from pisr_plugin.errors import CheckpointError, DataError, OptionsError
+from pisr_plugin.evaluation.test import test_stage
 from pisr_plugin.inference import load, optimized, strip_halo, upscale_rgb, window_size
 
 

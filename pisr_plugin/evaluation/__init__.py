@@ -1,0 +1,1 @@
+"""How super-resolved images are measured, and measuring them."""

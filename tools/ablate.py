@@ -1,0 +1,8 @@
+"""Compare the rows of a grid:  python tools/ablate.py -opt options/ablation/table1_x2.yml"""
+
+import sys
+
+from pisr_plugin.ablation.ablate import main
+
+if __name__ == '__main__':
+    sys.exit(main())
