@@ -1,0 +1,143 @@
+"""Each protocol compares what it says."""
+
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from conftest import make_images
+
+from pisr_plugin.errors import DataError, OptionsError
+from pisr_plugin.evaluation.images import read_images
+from pisr_plugin.evaluation.measure import Candidate, _eightfold, measure
+from pisr_plugin.evaluation.protocol import PROTOCOLS, protocol_of
+from pisr_plugin.resize import imresize, imresize_uint8
+
+METRICS = {
+    'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True},
+    'ssim': {'type': 'calculate_ssim', 'crop_border': 2, 'test_y_channel': True},
+}
+
+
+@pytest.fixture
+def hr():
+    return np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+
+
+def luminance(rgb):
+    return 16 + (rgb.astype(np.float64) @ [65.481, 128.553, 24.966]) / 255
+
+
+def test_y_plane_degrades_the_rounded_plane_without_rounding(hr):
+    lq = PROTOCOLS['y_plane'].degrade(hr, 2, 1)
+    expected = imresize(torch.from_numpy(np.rint(luminance(hr)))[None], 0.5)[0].numpy() / 255
+    np.testing.assert_allclose(lq[..., 0], expected, atol=1e-6)
+
+
+def test_grey_images_are_their_own_plane_there_and_converted_elsewhere(hr):
+    grey = hr[..., 0]
+    sr = np.zeros((20, 24, 1))
+    assert np.array_equal(PROTOCOLS['y_plane'].compared(sr, grey)[1][..., 0], grey)
+    converted = luminance(np.repeat(grey[..., None], 3, axis=2))
+    np.testing.assert_allclose(PROTOCOLS['rgb8'].compared(sr, grey)[1][..., 0], converted)
+
+
+@pytest.mark.parametrize('name', ['rgb8', 'pisr', 'basicsr', 'rgb'])
+def test_the_others_degrade_the_8_bit_rgb_image(hr, name):
+    small = imresize_uint8(hr, 0.5).astype(np.float32) / 255
+    np.testing.assert_allclose(PROTOCOLS[name].degrade(hr, 2, 3), small, atol=1e-7)
+    np.testing.assert_allclose(PROTOCOLS[name].degrade(hr, 2, 1)[..., 0], luminance(small * 255) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'name, rounds_sr, rounds_gt',
+    [('y_plane', True, True), ('rgb8', False, False), ('pisr', True, False), ('basicsr', True, True)],
+)
+def test_luminance_is_rounded_where_the_protocol_says(hr, name, rounds_sr, rounds_gt):
+    sr = np.full((20, 24, 1), 100.3 / 255)
+    found, truth = PROTOCOLS[name].compared(sr, hr)
+    assert found[0, 0, 0] == pytest.approx(100 if rounds_sr else 100.3)
+    expected = np.rint(luminance(hr)) if rounds_gt else luminance(hr)
+    np.testing.assert_allclose(truth[..., 0], expected)
+
+
+@pytest.mark.parametrize('name', ['rgb8', 'pisr', 'basicsr'])
+def test_rgb_output_is_rounded_and_its_luminance_never(hr, name):
+    sr = np.random.default_rng(1).random((20, 24, 3))
+    found, truth = PROTOCOLS[name].compared(sr, hr)
+    np.testing.assert_allclose(found[..., 0], luminance(np.rint(sr * 255)))
+    np.testing.assert_allclose(truth[..., 0], luminance(hr))
+
+
+def test_rgb_compares_channels(hr):
+    sr = np.random.default_rng(1).random((20, 24, 3))
+    found, truth = PROTOCOLS['rgb'].compared(sr, hr)
+    assert np.array_equal(found, np.rint(sr * 255)) and np.array_equal(truth, hr)
+    with pytest.raises(OptionsError, match='compares RGB'):
+        PROTOCOLS['rgb'].compared(sr[..., :1], hr)
+
+
+def test_an_rgb_network_cannot_be_tested_on_a_plane(hr):
+    with pytest.raises(OptionsError, match='y_plane.*Possible: rgb8, pisr, basicsr, rgb'):
+        PROTOCOLS['y_plane'].degrade(hr, 2, 3)
+
+
+def test_the_default_is_what_basicsr_measures():
+    y, rgb = {'val': {'color': 'y'}}, {'val': {'color': 'rgb'}}
+    assert protocol_of({'datasets': y, 'val': {'metrics': {'psnr': {}}}}).name == 'basicsr'
+    assert protocol_of({'datasets': rgb, 'val': {'metrics': METRICS}}).name == 'basicsr'
+    assert protocol_of({'datasets': rgb, 'val': {'metrics': {'psnr': {}}}}).name == 'rgb'
+    assert protocol_of({'datasets': y, 'val': {'protocol': 'pisr', 'metrics': METRICS}}).name == 'pisr'
+    with pytest.raises(OptionsError, match="'pisrr' is not known. Did you mean 'pisr'"):
+        protocol_of({'datasets': y, 'val': {'metrics': METRICS}}, 'pisrr')
+
+
+@pytest.fixture
+def sets(tmp_path):
+    make_images(tmp_path, 3)
+    return {'name': 'toy', 'dataroot_gt': str(tmp_path / 'HR'), 'dataroot_lq': str(tmp_path / 'LR_bicubic/X2')}
+
+
+def test_bicubic_of_8_bit_rgb_is_rounded_between_rows_and_columns(sets):
+    result = measure(Candidate('bicubic', None, 3, 2), sets, PROTOCOLS['rgb8'], METRICS)
+    for sample in read_images(sets):
+        sr = imresize_uint8(sample.lq, 2)
+        pair = [np.ascontiguousarray(image[..., ::-1]) for image in (sr, sample.gt)]
+        values = result.images[sample.name]
+        assert values['psnr'] == pytest.approx(calculate_psnr(*pair, 2, test_y_channel=True), abs=1e-5)
+        assert values['ssim'] == pytest.approx(calculate_ssim(*pair, 2, test_y_channel=True), abs=1e-6)
+    assert result.mean['psnr'] == pytest.approx(np.mean([values['psnr'] for values in result.images.values()]))
+
+
+def test_lr_made_of_hr_is_the_lr_that_was_given(sets):
+    given = measure(Candidate('bicubic', None, 3, 2), sets, PROTOCOLS['rgb8'], METRICS)
+    made = measure(Candidate('bicubic', None, 3, 2), {**sets, 'dataroot_lq': None}, PROTOCOLS['rgb8'], METRICS)
+    assert given.images == made.images
+
+
+def test_ranks_share_the_images(sets):
+    candidate = Candidate('bicubic', None, 1, 2)
+    whole = measure(candidate, sets, PROTOCOLS['pisr'], METRICS).images
+    parts = [measure(candidate, sets, PROTOCOLS['pisr'], METRICS, share=(rank, 2)).images for rank in range(2)]
+    assert {**parts[0], **parts[1]} == whole and not parts[0].keys() & parts[1].keys()
+
+
+def test_self_ensemble_averages_what_the_symmetries_give(sets):
+    net = build_network({'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2}).eval()
+    candidate = Candidate('net', net, 1, 2)
+    results = []
+    for turns in (0, 1):  # a turned photo gets the turned reconstruction, which a plain network does not give
+        rows = []
+        for sample in read_images(sets):
+            lq = PROTOCOLS['rgb8'].degrade(np.ascontiguousarray(np.rot90(sample.gt, turns)), 2, 1)
+            x = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1)))[None]
+            with torch.no_grad():
+                rows.append(np.rot90(_eightfold(candidate, [x])[0, 0].numpy(), -turns))
+        results.append(rows)
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_a_set_without_ground_truth_is_refused():
+    with pytest.raises(DataError, match='toy: dataroot_gt is missing'):
+        next(read_images({'name': 'toy'}))
