@@ -649,3 +649,19 @@ def test_verify_without_image_files_and_of_what_is_no_set(made, tmp_path, capsys
     assert run('verify', root, '--workers', 1) == 0
     assert run('verify', tmp_path / 'nowhere') == 2
     assert 'not built by prepare_data' in message(capsys)
+
+
+def test_shrunk_copies_are_matlabs_and_kept(tmp_path, capsys):
+    photos(tmp_path / 'photos', [(40, 50), (60, 30)])
+    run = ['shrink', str(tmp_path / 'photos'), '-o', str(tmp_path / 'sizes'), '--factors', '1', '0.9', '0.6']
+    assert prepare.main(run) == 0
+    assert len(list((tmp_path / 'sizes').iterdir())) == 6
+    whole = read_rgb(tmp_path / 'photos/001.png')
+    assert np.array_equal(read_rgb(tmp_path / 'sizes/001_100.png'), whole)
+    assert np.array_equal(read_rgb(tmp_path / 'sizes/001_060.png'), imresize_uint8(whole, 0.6))
+    assert read_rgb(tmp_path / 'sizes/002_090.png').shape == (54, 27, 3)
+    before = (tmp_path / 'sizes/001_060.png').stat().st_mtime_ns
+    assert prepare.main(run) == 0
+    assert (tmp_path / 'sizes/001_060.png').stat().st_mtime_ns == before
+    assert prepare.main([*run[:-1], '1.5']) == 2
+    assert '--factors: 1.5' in capsys.readouterr().err

@@ -285,9 +285,8 @@ def test_the_resolved_options_run_under_stock_basicsr(workspace):
     from pisr_plugin.evaluation.test import main as test
 
     assert test(['-opt', str(workspace.recipe())]) == 0
-    ours = {
-        row['name']: row['results']['test']['psnr'] for row in json.loads(Path('results/run/metrics.json').read_text())
-    }
+    rows = json.loads(Path('results/run/evaluation.json').read_text())['rows']
+    ours = {row['name']: row['sets']['test']['mean']['psnr'] for row in rows}
 
     script = workspace.path / 'stock.py'
     script.write_text(

@@ -239,13 +239,13 @@ def test_tensorboard_shows_each_iteration_once_after_a_resume(workspace):
 def test_stopping_while_it_validates_saves_and_validates_again_when_resumed(workspace):
     (workspace.path / 'slow.py').write_text(
         'import os, time\n'
-        'from pisr_plugin.models.pisr_model import PISRModel\n'
-        'test = PISRModel.test\n'
-        'def slow(self):\n'
+        'from pisr_plugin.evaluation import measure\n'
+        'reconstruct = measure._reconstruct\n'
+        'def slow(*args, **options):\n'
         '    open("validating", "w").close()\n'
         '    time.sleep(float(os.environ["SECONDS"]))\n'
-        '    test(self)\n'
-        'PISRModel.test = slow\n'
+        '    return reconstruct(*args, **options)\n'
+        'measure._reconstruct = slow\n'
     )
     recipe = workspace.recipe('baseline', train={'total_iter': 4}, val={'val_freq': 3})
     command = (TRAIN, '-opt', recipe, '--plugin', 'slow', '--auto_resume')

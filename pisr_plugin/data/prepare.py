@@ -1,4 +1,4 @@
-"""Command line that prepares image pairs: ``prepare_data build | verify | demo``."""
+"""Command line that prepares image pairs: ``prepare_data build | shrink | verify | demo``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from ..errors import DataError, OptionsError, PISRError
 from .build import LMDBS, PairOptions, build
 from .demo import build_demo
+from .images import list_images
 from .layout import RECORD, complain, piece_keys, read_record, stores_of
+from .shrink import shrink
 from .sources import find_sources
 from .verify import verify
 
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='prepare_data', description='Prepare HR/LR image pairs, as folders and as LMDBs for BasicSR.'
     )
-    commands = parser.add_subparsers(required=True, metavar='build | verify | demo')
+    commands = parser.add_subparsers(required=True, metavar='build | shrink | verify | demo')
     workers = argparse.ArgumentParser(add_help=False)
     workers.add_argument(
         '--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: all cores)'
@@ -113,6 +115,19 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_build)
 
     command = commands.add_parser(
+        'shrink',
+        parents=[workers],
+        help='make smaller copies of photos, to train on more sizes',
+        description='Write each photo in several sizes. Build the data set of the folder that comes of it.',
+    )
+    command.add_argument('input', type=Path, nargs='+', metavar='INPUT', help='folders of photos')
+    command.add_argument('-o', '--out', type=Path, required=True, help='folder for the copies')
+    command.add_argument(
+        '--factors', type=float, nargs='+', default=[1, 0.9, 0.8, 0.7, 0.6], metavar='F', help='default: 1 .9 .8 .7 .6'
+    )
+    command.set_defaults(run=_shrink)
+
+    command = commands.add_parser(
         'verify',
         parents=[workers],
         help='check a data set again',
@@ -130,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('-o', '--out', type=Path, default=Path('datasets/demo'), help='default: datasets/demo')
     command.set_defaults(run=_demo)
     return parser
+
+
+def _shrink(args: argparse.Namespace) -> None:
+    sources = [path for folder in args.input for path in list_images(folder)]
+    print(f'{args.out}: {shrink(sources, args.out, args.factors, args.workers)} images of {len(sources)} photos')
 
 
 def _build(args: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ def _recipe(name: str, stage: Fields, defs: dict[str, dict]) -> dict:
             },
             'stages': loosely(
                 'object',
+                properties={'_delete_': {'type': 'boolean'}},
                 additionalProperties={'$ref': f'#/$defs/{name}'},
                 description='What each stage changes in the common options; ~ removes an option.',
             ),

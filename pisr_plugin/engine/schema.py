@@ -19,6 +19,7 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from pisr_plugin.data.degradations import DEGRADATION_REGISTRY
 from pisr_plugin.engine.docstrings import argument_docs, first_sentence
 from pisr_plugin.errors import OptionsError, choice
 from pisr_plugin.evaluation.protocol import PROTOCOLS
@@ -415,6 +416,7 @@ TRAIN = {
     'imitation_opt': LOSS,
     'weight_transfer': MODULES,
     'distill_opt': Named(LINK),
+    'degradation': Block(DEGRADATION_REGISTRY, given=('scale', 'seed')),
     'amp': OneOf('bf16', 'fp16'),
     'amp_teacher': OneOf('bf16', 'fp16'),
     'channels_last': FLAG,

@@ -50,7 +50,7 @@ def read_images(options: Mapping[str, Any], start: int = 0, step: int = 1) -> It
     if not _on_disk(options):
         dataset = _dataset(options)
         for item in (dataset[number] for number in range(start, len(dataset), step)):
-            name = Path(item['gt_path']).name
+            name = Path(item['lq_path']).name  # one gt may come under several degradations
             yield Sample(name.removesuffix('.png'), _to_uint8(item['gt']), _to_uint8(item['lq']))
         return
     template = options.get('filename_tmpl') or '{}'

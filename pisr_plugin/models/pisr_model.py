@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from pisr_plugin import checkpoint, random_state
 from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.data.degradations import build_degradation
 from pisr_plugin.data.images import write_png
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
@@ -55,6 +56,8 @@ class PISRModel(SRModel):
         ``l_pix``: ``train.pixel_opt`` between reconstruction and gt (PISR, Eq. 3 and 7).
         ``l_imitation``: ``train.imitation_opt`` between compact feature and lq (Eq. 4).
         ``l_distill_<link>``: ``train.distill_opt.<link>`` between student and teacher features (Eq. 10).
+
+    ``train.degradation`` makes lq of gt anew in every step, for blind super-resolution.
 
     How a step is computed (precision, layout, compilation, clipping, ...) is said by
     :class:`~pisr_plugin.models.step.StepOptions`, whose keys stand in ``train``.
@@ -110,6 +113,11 @@ class PISRModel(SRModel):
         resuming = bool(self.opt['path'].get('resume_state'))
         batch = self._sample_batch()
         links_opt = train_opt.get('distill_opt') or {}
+
+        self.degradation = None
+        if train_opt.get('degradation'):
+            seed = (self.opt.get('manual_seed') or 0) + self.opt['rank']  # each rank's images are others
+            self.degradation = build_degradation(train_opt['degradation'], scale=self.opt['scale'], seed=seed)
 
         self.teacher = None
         if self.label == 'g' and self.opt.get('network_t'):
@@ -310,6 +318,8 @@ class PISRModel(SRModel):
         return value.to(self.device, non_blocking=True, memory_format=memory_format)
 
     def optimize_parameters(self, current_iter: int) -> None:
+        if self.degradation:
+            self.feed_data(self.degradation(self.batch['gt'], current_iter))
         self.losses = self.step(self.batch, [link.active(current_iter) for link in self.links])
 
     @torch.no_grad()
@@ -354,7 +364,9 @@ class PISRModel(SRModel):
         sums = torch.zeros(len(metrics) + 2, dtype=torch.float64)
         for one in tqdm(self._measured(dataloader), unit='image', disable=not self.opt['val'].get('pbar')):
             if save_img:
-                write_png(Path(self._image_file(dataset, one.name, current_iter)), one.picture(self.opt['scale']))
+                file = Path(self._image_file(dataset, one.name, current_iter))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_png(file, one.picture(self.opt['scale']))
             sums[:-2] += torch.tensor(list(one.values.values()))
             sums[-2] += 1
             if self.stop_asked():
