@@ -18,6 +18,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['pisr_plugin', 'pisr_plugin.*']),
+    package_data={'pisr_plugin.report': ['templates/*', 'static/*']},
     python_requires='>=3.10,<3.13',  # basicsr 1.4.2 does not build on 3.13
     install_requires=[
         'torch>=2.1',
@@ -37,9 +38,10 @@ setup(
     ],
     extras_require={
         'cluster': ['submitit'],
-        'dev': ['jsonschema', 'pytest', 'ruff', 'tensorboard'],
+        'dev': ['bokeh>=3.9', 'jinja2', 'jsonschema', 'matplotlib', 'playwright', 'pytest', 'ruff', 'tensorboard'],
         'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
+        'report': ['bokeh>=3.9', 'jinja2', 'matplotlib'],
         'tensorboard': ['tensorboard'],
     },
     entry_points={
@@ -51,6 +53,7 @@ setup(
             'pisr-prepare-data = pisr_plugin.data.prepare:main',
             'pisr-complexity = pisr_plugin.analysis.complexity:main',
             'pisr-picture = pisr_plugin.analysis.picture:main',
+            'pisr-report = pisr_plugin.report.cli:main',
             'pisr-list = pisr_plugin.analysis.listing:main',
         ],
     },

@@ -1,0 +1,8 @@
+"""Make a report of an evaluation:  python tools/report.py results/NAME"""
+
+import sys
+
+from pisr_plugin.report.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main())
