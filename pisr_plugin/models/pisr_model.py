@@ -187,7 +187,7 @@ class PISRModel(SRModel):
         after = self._update_ema if self.ema_decay else None
         self.training_step = TrainingStep(objective, targets, self.optimizer_g, options, after, warn)
         self.step = self.training_step
-        self.scaler, self.nonfinite = self.step.scaler, self.step.nonfinite
+        self.scaler = self.step.scaler
         if options.cuda_graph:
             reason = self._no_graph()
             if reason:
@@ -328,9 +328,17 @@ class PISRModel(SRModel):
         for averaged, current in self._buffers:
             averaged.copy_(current)
 
+    @property
+    def nonfinite(self) -> Tensor:
+        """How many losses or gradients were not finite, see :class:`~pisr_plugin.models.step.TrainingStep`."""
+        return self.training_step.nonfinite
+
     def get_current_log(self) -> OrderedDict:
         """Reads the losses back from the device; called when printing, not in every step."""
-        return self.reduce_loss_dict(self.losses)
+        log = self.reduce_loss_dict(self.losses)
+        if self.step_options.on_nan == 'skip':
+            log['skipped'] = float(self.nonfinite)
+        return log
 
     # ---------------------------------------------------------------------------------------------- testing
 

@@ -155,8 +155,6 @@ class TrainingStep:
 
     Attributes:
         scaler: Loss scaling for fp16, else None.
-        nonfinite: Number of steps so far whose loss (``on_nan: stop``) or gradient (``on_nan: skip``) was not finite;
-            on the device.
     """
 
     def __init__(
@@ -172,7 +170,8 @@ class TrainingStep:
         self.after, self.warn = after, warn
         self.parameters = [p for group in optimizer.param_groups for p in group['params']]
         device = self.parameters[0].device
-        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._sum = torch.zeros((), device=device)  # of all losses so far; once not finite it stays so
         self.scaler = torch.amp.GradScaler(device.type) if options.amp == 'fp16' else None
         self.losses_of = torch.compile(objective) if options.compile else objective
         self._trusted = not options.compile
@@ -214,6 +213,11 @@ class TrainingStep:
         losses = {name: sum(found[name] for found, _ in done) / parts for name in done[0][0]}
         return losses, sum(total for _, total in done) / parts
 
+    @property
+    def nonfinite(self) -> Tensor:
+        """On the device: with ``on_nan: skip`` the number of steps left out; else 1 once any loss was not finite."""
+        return self._skipped if self.options.on_nan == 'skip' else self._sum.isfinite().logical_not().long()
+
     def _losses(self, batch: Batch, targets: Mapping[str, Tensor], active: Sequence[bool]) -> dict[str, Tensor]:
         if self._trusted:
             return self.losses_of(batch, targets, active)
@@ -228,14 +232,15 @@ class TrainingStep:
 
     def _update(self, total: Tensor) -> None:
         clip, skip = self.options.grad_clip, self.options.on_nan == 'skip'
-        bad = None
+        if (clip or skip) and self.scaler:
+            self.scaler.unscale_(self.optimizer)
         if clip or skip:
-            if self.scaler:
-                self.scaler.unscale_(self.optimizer)
-            bad = nn.utils.clip_grad_norm_(self.parameters, clip or float('inf')).isfinite().logical_not()
-        if not skip:
-            bad = total.isfinite().logical_not()
-        self.nonfinite.add_(bad)
+            norm = nn.utils.clip_grad_norm_(self.parameters, clip or float('inf'))
+        if skip:
+            bad = norm.isfinite().logical_not()
+            self._skipped.add_(bad)
+        else:
+            self._sum.add_(total)
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
