@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -123,9 +124,10 @@ def test_a_killed_grid_ends_as_an_unbroken_one(grid):
     expected = Path('results/grid/evaluation.csv').read_text()
     Path('experiments').rename('unbroken')
 
-    for number, delay in ((signal.SIGKILL, 6.0), (signal.SIGTERM, 5.0), (signal.SIGINT, 7.0)):
+    moments = random.Random(0)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         process = start(file)
-        time.sleep(delay)
+        time.sleep(moments.uniform(4, 9))
         process.send_signal(number)
         process.communicate(timeout=120)
         assert process.returncode in ENDS

@@ -65,6 +65,21 @@ def test_bicubic_and_every_stage_stand_in_one_table(trained, capsys):
     assert rows['student']['sets']['test']['mean']['psnr'] == pytest.approx(np.mean(student), abs=0.01)
 
 
+def test_bicubic_alone_needs_hr_files_alone(workspace, capsys):
+    recipe = str(workspace.recipe('baseline'))
+    rows = {}
+    for protocol in ('y_plane', 'rgb8'):
+        run = ['-opt', recipe, '--bicubic', '--sets', 'toy=datasets/test/HR', '--protocol', protocol]
+        assert run_test(run) == 0
+        assert f'protocol {protocol}' in capsys.readouterr().out
+        record = read_evaluation()
+        assert [row['role'] for row in record['rows']] == ['bicubic'] and record['protocol']['name'] == protocol
+        rows[protocol] = record['rows'][0]['sets']['toy']['mean']['psnr']
+    assert 0 < abs(rows['y_plane'] - rows['rgb8']) < 1
+    assert run_test([*run[:3], '--sets', 'toy']) == 2
+    assert 'write a name and a folder' in capsys.readouterr().err
+
+
 def test_a_named_checkpoint_is_tested_instead(trained, capsys):
     net = build_network({'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2})
     torch.save(net.state_dict(), 'plain.pth')

@@ -102,7 +102,7 @@ class Measured:
             if lq is None:
                 height, width = (side - side % scale for side in self.sample.gt.shape[:2])
                 lq = imresize_uint8(np.ascontiguousarray(as_rgb(self.sample.gt[:height, :width])), 1 / scale)
-            rgb = torch.from_numpy(np.ascontiguousarray(lq)).permute(2, 0, 1).float() / 255
+            rgb = torch.from_numpy(np.array(lq)).permute(2, 0, 1).float() / 255
             sr = coloured(torch.from_numpy(sr[..., 0]).float(), rgb).permute(1, 2, 0).numpy()
         return np.rint(sr.clip(0, 1) * 255).astype(np.uint8)
 

@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--protocol', help=f"how to measure: {', '.join(PROTOCOLS)} (default: the recipe's val.protocol, else basicsr)"
     )
+    parser.add_argument('--bicubic', action='store_true', help='measure bicubic interpolation alone')
     parser.add_argument('--self_ensemble', action='store_true', help='average over the eight symmetries')
     parser.add_argument('--save_img', action='store_true', help='save the reconstructions, in colour')
     parser.add_argument('--compile', action='store_true', help='use torch.compile: pays for large test sets')
@@ -64,7 +65,7 @@ def test(args: argparse.Namespace) -> int:
         tests.append(test_stage(stage, named, args.save_img))
     if args.weights:
         tests = _named_checkpoints(tests, args.weights)
-    present = [stage for stage in tests if weights_of(stage).is_file()]
+    present = tests[-1:] if args.bicubic else [stage for stage in tests if weights_of(stage).is_file()]
     if not present:
         missing = '\n'.join(f'  {weights_of(stage)}' for stage in tests)
         raise CheckpointError(
@@ -72,7 +73,7 @@ def test(args: argparse.Namespace) -> int:
         )
     for stage in present:
         if args.sets:
-            stage.options['datasets'] = _sets(args.sets)
+            stage.options['datasets'] = _sets(args.sets, next(iter(stage.options['datasets'].values())))
     if not args.sets:
         check_data(present[0])
 
@@ -80,7 +81,9 @@ def test(args: argparse.Namespace) -> int:
     make_folder(folder)
     pictures = folder / 'pictures' if args.save_img else None
     protocol = protocol_of(present[0].options, args.protocol)
-    runs = [(bicubic(present[0]), None), *((stage, weights_of(stage)) for stage in present)]
+    runs: list[tuple[Stage, Path | None]] = [(bicubic(present[0]), None)]
+    if not args.bicubic:
+        runs += [(stage, weights_of(stage)) for stage in present]
     entries = [
         evaluate(stage, weights, protocol, args.self_ensemble, pictures, args.compile) for stage, weights in runs
     ]
@@ -273,11 +276,13 @@ def _named_checkpoints(stages: list[Stage], entries: list[str]) -> list[Stage]:
     return tests
 
 
-def _sets(entries: list[str]) -> dict[str, dict[str, Any]]:
+def _sets(entries: list[str], like: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A test set for each ``NAME=FOLDER``, in the colours of the one it stands for."""
+    colour = {'color': like['color']} if 'color' in like else {}
     sets = {}
     for number, entry in enumerate(entries):
         name, equals, folder = entry.partition('=')
         if not equals or not Path(folder).expanduser().is_dir():
             raise OptionsError(f'--sets {entry}: write a name and a folder of HR images, e.g. Set5=datasets/Set5/HR')
-        sets[f'test_{number}'] = {'name': name, 'type': 'PairedImageDataset', 'dataroot_gt': folder}
+        sets[f'test_{number}'] = {'name': name, 'type': 'PairedImageDataset', 'dataroot_gt': folder, **colour}
     return sets
