@@ -41,6 +41,7 @@ setup(
         'dev': ['bokeh>=3.9', 'jinja2', 'jsonschema', 'matplotlib', 'playwright', 'pytest', 'ruff', 'tensorboard'],
         'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
+        'perceptual': ['piq'],
         'report': ['bokeh>=3.9', 'jinja2', 'matplotlib'],
         'tensorboard': ['tensorboard'],
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
 from pisr_plugin.data.images import write_png
@@ -141,8 +142,16 @@ def measure_images(
             height, width = (side * candidate.scale for side in sample.lq.shape[:2])
             gt = gt[:height, :width]
         sr, seconds = _reconstruct(candidate, gt, sample.lq, protocol, self_ensemble, warm_up=number == 0)
-        values = _values(sr, gt, protocol, metrics, candidate.scale if border is None else border)
-        yield Measured(sample.name, values, seconds, sr, sample)
+        one = Measured(sample.name, {}, seconds, sr, sample)
+        one.values.update(
+            _values(
+                protocol.compared(sr, gt),
+                lambda one=one, gt=gt: (one.picture(candidate.scale), as_rgb(gt)),
+                metrics,
+                candidate.scale if border is None else border,
+            )
+        )
+        yield one
 
 
 def measure(*args: Any, pictures: Path | None = None, **options: Any) -> Result:
@@ -222,16 +231,26 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _values(
-    sr: np.ndarray, gt: np.ndarray, protocol: Protocol, metrics: Mapping[str, Mapping[str, Any]], border: int
+    compared: tuple[np.ndarray, np.ndarray],
+    pictures: Callable[[], tuple[np.ndarray, np.ndarray]],
+    metrics: Mapping[str, Mapping[str, Any]],
+    border: int,
 ) -> dict[str, float]:
-    a, b = protocol.compared(sr, gt)
+    """Each metric's value.
+
+    Args:
+        compared: Reconstruction and ground truth as the protocol compares them.
+        pictures: Gives both as 8-bit RGB, for metrics that look at pictures.
+        metrics: Their options by name.
+        border: Pixels left out at each border.
+    """
+    a, b = compared
     if a.shape != b.shape:
-        raise OptionsError(
-            f'the network gives {a.shape[:2]} pixels where the ground truth has {b.shape[:2]}; check scale'
-        )
-    pair = {'img': a[..., ::-1], 'img2': b[..., ::-1]}  # BGR, as BasicSR's metrics have it
+        raise OptionsError(f'the network gives {a.shape[:2]} pixels, the ground truth has {b.shape[:2]}; check scale')
     values = {}
     for name, options in metrics.items():
         options = {key: value for key, value in options.items() if key not in ('test_y_channel', 'better')}
-        values[name] = float(calculate_metric(pair, {**options, 'crop_border': border}))
+        pair = pictures() if getattr(METRIC_REGISTRY.get(options['type']), 'on_pictures', False) else compared
+        bgr = {key: image[..., ::-1] for key, image in zip(('img', 'img2'), pair)}  # as BasicSR's metrics have it
+        values[name] = float(calculate_metric(bgr, {**options, 'crop_border': border}))
     return values
