@@ -269,7 +269,8 @@ def _batch_of(dataset):
 def test_dataset_in_a_forked_process_and_unpickled(root, store):
     dataset = PatchStoreDataset(options(root, store=store))
     expected = _batch_of(dataset)
-    with multiprocessing.get_context('fork').Pool(1) as pool:
+    # one thread, as in a DataLoader's workers: torch's others do not survive a fork
+    with multiprocessing.get_context('fork').Pool(1, torch.set_num_threads, (1,)) as pool:
         assert np.array_equal(pool.apply(_batch_of, (dataset,)), expected)  # also sent there pickled
     sent = pickle.dumps(dataset)
     assert len(sent) < 2000  # not the images
