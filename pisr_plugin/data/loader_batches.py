@@ -75,8 +75,9 @@ class LoaderBatches:
         """
         try:
             batch = next(self._batches)
-        except RuntimeError as error:
-            if 'DataLoader worker' not in str(error):
+        # The loader notices a dead worker itself, or breaks off reading what that was sending.
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
                 raise
             raise DataError(
                 f'{self._name}: a worker process died, perhaps for want of memory: {error} Fewer need less: '
