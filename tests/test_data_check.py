@@ -206,6 +206,7 @@ def test_patches_must_fit_into_every_image(made, backend):
     message = told(block(made / 'train', backend, 2, gt_size=40))
     assert 'gt_size: 40 is more than 1 of the 3 HR images measure: 002' in message
     assert 'lower gt_size to 36' in message
+    assert message == told(block(made / 'train', backend, 2, gt_size=40, skip_small=True)), 'only a patch store skips'
     check_dataset(block(made / 'train', backend, 2, gt_size=36), 'datasets.train', 2)
     check_dataset(block(made / 'train', backend, 2, gt_size=None, phase='val'), 'datasets.val', 2)
     assert '25 is not a multiple of the scale, 2. Possible: 24, 26' in told(
@@ -234,6 +235,10 @@ def test_patch_store_that_does_not_fit(made):
     assert '3 of 3 pairs do not fit scale 2' in message and 'looks like scale 4' in message
     message = told(raw_block(made / 'train', 2, gt_size=40))
     assert 'gt_size: 40 is more than 1 of the 3 HR images measure: 002' in message and 'lower gt_size to 36' in message
+    assert message.endswith('or leave those images out (skip_small: true).')
+    check_dataset(raw_block(made / 'train', 2, gt_size=40, skip_small=True), 'datasets.train', 2)
+    message = told(raw_block(made / 'train', 2, gt_size=4000, skip_small=True))
+    assert 'gt_size: 4000 is more than 3 of the 3 HR images measure' in message and 'skip_small' not in message
     assert 'gt_size: 40 is more than 1' in told(raw_block(made / 'train', 2, gt_size=40, dataroot_lq=None))
     assert 'not a multiple of the scale, 2' in told(raw_block(made / 'train', 2, gt_size=25), error=OptionsError)
     message = told(raw_block(made / 'train', 2, store='memroy'), error=OptionsError)

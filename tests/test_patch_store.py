@@ -143,6 +143,22 @@ def test_same_draws_give_the_same_patches_from_every_store(root, color, scale):
 
 
 @pytest.mark.parametrize('store', STORES)
+@pytest.mark.parametrize('stored', [True, False])
+def test_images_that_are_smaller_than_a_patch_are_left_out_where_asked(root, store, stored):
+    side = 2 * (min(min(size) for size in SIZES) // 2) + 2  # one pixel too many for the smallest image
+    large = [index for index, size in enumerate(SIZES) if min(size) >= side]
+    assert 0 < len(large) < len(SIZES)
+    more = {} if stored else {'dataroot_lq': None}
+    whole = PatchStoreDataset(options(root, store=store, gt_size=24, phase='val', **more))
+    dataset = PatchStoreDataset(options(root, store=store, gt_size=side, skip_small=True, **more))
+    assert [dataset[index]['gt_path'] for index in range(len(dataset))] == [whole[index]['gt_path'] for index in large]
+    batch = dataset.batch(Sampling(len(dataset), 16, seed=0)(0))
+    assert batch['gt'].shape == (16, 3, side, side)
+    for gt in batch['gt']:  # noise: its first pixel tells the image that it is of
+        assert any(bool((whole[index]['gt'] == gt[:, :1, :1]).all(0).any()) for index in large)
+
+
+@pytest.mark.parametrize('store', STORES)
 def test_eight_symmetries_each_of_hr_and_lr_alike(root, store):
     dataset = PatchStoreDataset(options(root, store=store))
     hr = torch.from_numpy(noise(24, 24, 3)).permute(2, 0, 1) / 255  # as large as a patch

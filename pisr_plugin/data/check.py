@@ -219,12 +219,14 @@ def _check_patches(gt: Sizes, opt: dict, place: str, scale: int) -> None:
             f'Possible: {gt_size // scale * scale}, {(gt_size // scale + 1) * scale}'
         )
     small = [key for key in sorted(gt) if min(gt[key]) < gt_size]
-    if small:
+    can_skip = opt['type'] == 'PatchStoreDataset'
+    if small and not (can_skip and opt.get('skip_small') and len(small) < len(gt)):
         height, width = min((gt[key] for key in small), key=min)
+        hint = ' (skip_small: true)' if can_skip and len(small) < len(gt) else ''
         raise DataError(
             f'{place}.gt_size: {gt_size} is more than {len(small)} of the {len(gt)} HR images measure: '
             f'{_some(small)}. The smallest is {height} x {width}: lower gt_size to '
-            f'{min(height, width) // scale * scale}, or leave those images out.'
+            f'{min(height, width) // scale * scale}, or leave those images out{hint}.'
         )
 
 

@@ -41,6 +41,8 @@ class PatchStoreDataset(Dataset):
                 Default: lmdb.
             color (str): ``y`` for luminance, ``rgb`` for three channels. Default: rgb.
             gt_size (int): Side of the HR patches.
+            skip_small (bool): Leave out the images that are smaller than a patch; otherwise they are an error.
+                Default: false.
             use_hflip (bool): Mirror half of the patches left-right.
             use_rot (bool): Mirror half of them top-bottom and transpose half of them; with use_hflip all eight
                 symmetries.
@@ -66,9 +68,9 @@ class PatchStoreDataset(Dataset):
         self._lq: RawImages | MemoryImages | None = None
         if opt.get('dataroot_lq') is not None:
             self._lq = RawImages(os.path.expanduser(opt['dataroot_lq']))
+        self._check()
         # where LR is made of HR, a rest that is no multiple of the scale is left out
         self._lq_sizes = self._gt.sizes // self._scale if self._lq is None else self._lq.sizes
-        self._check()
         if store != 'lmdb':
             self._load()
 
@@ -186,8 +188,11 @@ class PatchStoreDataset(Dataset):
             raise OptionsError(f'gt_size: {self.opt["gt_size"]} is not a multiple of the scale, {self._scale}.')
         if self._lq is not None and (self._lq.sizes * self._scale != self._gt.sizes).any():
             raise DataError(f'{roots}: HR must be exactly {self._scale} x LR to train.')
-        if len(self) and self._lq_sizes.min() < self._lq_side:
+        large = np.flatnonzero(self._gt.sizes.min(1) >= self.opt['gt_size'])
+        if len(large) < (1 if self.opt.get('skip_small') else len(self)):
             raise DataError(f'{self.opt["dataroot_gt"]}: holds images smaller than gt_size, {self.opt["gt_size"]}.')
+        for images in filter(None, (self._gt, self._lq)):
+            images.keep(large)
 
     def _load(self) -> None:
         """Takes all images into memory; what was changed on the way there is told."""

@@ -87,6 +87,13 @@ class RawImages:
         places = (self._places[index] for index in indices)
         return [np.ndarray(shape, np.uint8, self._file, offset) for offset, shape in places]
 
+    def keep(self, indices: Sequence[int]) -> None:
+        """Forgets all images but these."""
+        self.keys, self._checksums, self._places = (
+            [part[index] for index in indices] for part in (self.keys, self._checksums, self._places)
+        )
+        self.sizes = self.sizes[indices]
+
     def is_changed(self, index: int) -> bool:
         """Whether the pixels of an image are not those that were written."""
         return zlib.crc32(self.views([index])[0]) != self._checksums[index]

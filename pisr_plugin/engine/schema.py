@@ -321,6 +321,7 @@ DATASET_KEYS = {
     'color': OneOf('y', 'rgb'),
     'store': OneOf('lmdb', 'memory', 'device'),
     'gt_size': POSITIVE,
+    'skip_small': FLAG,
     'use_hflip': FLAG,
     'use_rot': FLAG,
     'mean': NUMBERS,
