@@ -113,7 +113,7 @@
       };
       const log = this.log.checked;
       const [first, last] = [this.grid[0], this.grid.at(-1)];
-      const space = (last - first) / 60 || 1;
+      const space = (last - first) / 60 || last / 10 || 1;
       const plot = new M.Figure({
         height: 300, sizing_mode: 'stretch_width', toolbar_location: null, min_border_right: 20,
         x_range: new M.Range1d({ start: first - space, end: last + space }),
@@ -129,10 +129,11 @@
       plot.add_layout(up, 'left');
       [across, up].forEach((one, dimension) => plot.add_layout(new M.Grid({ axis: one, dimension, grid_line_color: css('--line') })));
       for (const { x, y, stroke, alpha, dash } of this.lines) {
-        plot.add_glyph(
-          new M.Line({ x: { field: 'x' }, y: { field: 'y' }, line_color: stroke, line_alpha: alpha, line_dash: dash, line_width: 1.75, line_join: 'round' }),
-          new M.ColumnDataSource({ data: { x, y } }),
-        );
+        const source = new M.ColumnDataSource({ data: { x, y } });
+        const at = { x: { field: 'x' }, y: { field: 'y' } };
+        plot.add_glyph(new M.Line({ ...at, line_color: stroke, line_alpha: alpha, line_dash: dash, line_width: 1.75, line_join: 'round' }), source);
+        // Few values are seen as points; of a single one there is no line.
+        if (x.length <= 12) plot.add_glyph(new M.Scatter({ ...at, size: 6, fill_color: stroke, fill_alpha: alpha, line_color: null }), source);
       }
       // What shows the values that are read.
       this.cursor = new M.Span({ dimension: 'height', location: null, line_color: muted, line_dash: [4, 4] });
