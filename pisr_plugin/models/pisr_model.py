@@ -62,7 +62,7 @@ class PISRModel(SRModel):
     ``train.optim_g`` the trained network in every ``train.net_d_iters``-th (1) beyond ``train.net_d_init_iters`` (0).
     Schedule, precision, accumulation, clipping and ``on_nan`` hold for both.
 
-    ``train.degradation`` makes lq of gt anew in every step, for blind super-resolution.
+    ``train.degradation`` makes lq, and perhaps another gt, of each batch anew, for blind super-resolution.
 
     How a step is computed (precision, layout, compilation, clipping, ...) is said by
     :class:`~pisr_plugin.models.step.StepOptions`, whose keys stand in ``train``.
@@ -373,7 +373,8 @@ class PISRModel(SRModel):
 
     def feed_data(self, data: dict) -> None:
         self.batch = {key: self._to_device(value) for key, value in data.items() if isinstance(value, Tensor)}
-        self.lq = self.batch['lq']
+        if 'lq' in self.batch:  # else train.degradation is to make it
+            self.lq = self.batch['lq']
         if 'gt' in self.batch:
             self.gt = self.batch['gt']
 
@@ -383,7 +384,12 @@ class PISRModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         if self.degradation:
-            self.feed_data(self.degradation(self.batch['gt'], current_iter))
+            self.feed_data(self.degradation(self.batch, current_iter))
+        elif 'lq' not in self.batch:
+            raise OptionsError(
+                f'datasets.train: {self.opt["datasets"]["train"].get("type")} gives {", ".join(self.batch)} and no lq; '
+                'train.degradation is to make it.'
+            )
         active = [link.active(current_iter) for link in self.links]
         if self.adversary:
             self.losses = self.training_step(self.batch, active, self.adversary.lets_move(current_iter))
