@@ -12,6 +12,6 @@ __version__ = '0.1.0'
 compat.apply()
 
 from . import archs, losses, metrics, models  # noqa: E402
-from .data import blurred_dataset, patch_store_dataset  # noqa: E402, F401  (for their registration)
+from .data import blurred_dataset, patch_store_dataset, second_order  # noqa: E402, F401  (for their registration)
 
 __all__ = ['archs', 'losses', 'metrics', 'models']

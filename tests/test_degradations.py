@@ -113,7 +113,7 @@ def test_a_constant_image_stays_constant():
 def test_noise_has_the_stated_variance_and_none_in_common_between_colours(level):
     gray = torch.full((4, 3, 256, 256), 0.5)
     make = BlurNoiseDownsample(scale=2, noise=level, seed=3)
-    noise = (make(gray, 1)['lq'] - 0.5) * 255
+    noise = (make({'gt': gray}, 1)['lq'] - 0.5) * 255
     rounding = 1 / 12
     assert noise.var() == pytest.approx(level**2 + rounding, rel=0.02)
     assert abs(noise.mean()) < 0.2 + 0.5  # 0.5 is 127.5 of 255, which is rounded to even
@@ -136,7 +136,7 @@ def test_parameters_are_drawn_from_the_published_ranges(monkeypatch):
         drawn.clear()
         make = BlurNoiseDownsample(scale=4, isotropic=isotropic, sigma=[0.2, 4.0])
         for iteration in range(300):
-            make(gt, iteration)
+            make({'gt': gt}, iteration)
         sigma_1, sigma_2, theta = torch.cat(drawn, dim=1)
         assert sigma_1.min() >= 0.2 and sigma_1.max() <= 4 and sigma_1.mean() == pytest.approx(2.1, abs=0.2)
         assert torch.equal(sigma_1, sigma_2) == isotropic
@@ -146,9 +146,9 @@ def test_parameters_are_drawn_from_the_published_ranges(monkeypatch):
 
 def test_a_batch_shares_kernel_and_level_unless_each_image_has_its_own():
     gt = torch.rand(1, 3, 64, 64).expand(3, -1, -1, -1)
-    shared = BlurNoiseDownsample(scale=2)(gt, 5)['lq']
+    shared = BlurNoiseDownsample(scale=2)({'gt': gt}, 5)['lq']
     assert torch.equal(shared[0], shared[1])
-    own = BlurNoiseDownsample(scale=2, per_image=True)(gt, 5)['lq']
+    own = BlurNoiseDownsample(scale=2, per_image=True)({'gt': gt}, 5)['lq']
     assert not torch.equal(own[0], own[1])
 
 
@@ -157,16 +157,16 @@ NOISY = {'scale': 4, 'isotropic': False, 'noise': [0, 25], 'per_image': True}
 
 def test_seed_and_iteration_decide_and_nothing_else_does():
     gt = torch.rand(2, 3, 32, 32)
-    first = BlurNoiseDownsample(**NOISY, seed=7)(gt, 11)
+    first = BlurNoiseDownsample(**NOISY, seed=7)({'gt': gt}, 11)
     assert first['gt'] is gt
     state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     make = BlurNoiseDownsample(**NOISY, seed=7)
-    make(gt, 3)
-    assert torch.equal(make(gt, 11)['lq'], first['lq'])
+    make({'gt': gt}, 3)
+    assert torch.equal(make({'gt': gt}, 11)['lq'], first['lq'])
     assert torch.equal(torch.get_rng_state(), state[0])
     assert (np.random.get_state()[1] == state[1]).all() and random.getstate() == state[2]
-    assert not torch.equal(make(gt, 12)['lq'], first['lq'])
-    assert not torch.equal(BlurNoiseDownsample(**NOISY, seed=8)(gt, 11)['lq'], first['lq'])
+    assert not torch.equal(make({'gt': gt}, 12)['lq'], first['lq'])
+    assert not torch.equal(BlurNoiseDownsample(**NOISY, seed=8)({'gt': gt}, 11)['lq'], first['lq'])
 
 
 class Photos(Dataset):
@@ -180,7 +180,7 @@ class Photos(Dataset):
 def test_the_same_seed_gives_the_same_batches_whatever_the_number_of_workers():
     make = BlurNoiseDownsample(**NOISY, seed=1)
     runs = [
-        [make(gt, i)['lq'] for i, gt in enumerate(DataLoader(Photos(), batch_size=2, num_workers=workers))]
+        [make({'gt': gt}, i)['lq'] for i, gt in enumerate(DataLoader(Photos(), batch_size=2, num_workers=workers))]
         for workers in (0, 1, 2)
     ]
     for run in runs[1:]:
@@ -192,13 +192,13 @@ def test_the_same_seed_gives_the_same_batches_whatever_the_number_of_workers():
 def test_another_device_gives_the_same_batch_within_rounding():
     gt = torch.rand(2, 3, 64, 64)
     make = BlurNoiseDownsample(**NOISY)
-    difference = (make(gt, 1)['lq'] - make(gt.cuda(), 1)['lq'].cpu()).abs()
+    difference = (make({'gt': gt}, 1)['lq'] - make({'gt': gt.cuda()}, 1)['lq'].cpu()).abs()
     assert difference.max() < 1.01 / 255 and (difference > 0).float().mean() < 0.001
 
 
 def test_half_precision_and_luminance_pass_through():
-    assert BlurNoiseDownsample(scale=2, noise=5)(torch.rand(2, 1, 32, 32), 0)['lq'].shape == (2, 1, 16, 16)
-    assert BlurNoiseDownsample(scale=2)(torch.rand(1, 3, 32, 32).bfloat16(), 0)['lq'].dtype == torch.bfloat16
+    assert BlurNoiseDownsample(scale=2, noise=5)({'gt': torch.rand(2, 1, 32, 32)}, 0)['lq'].shape == (2, 1, 16, 16)
+    assert BlurNoiseDownsample(scale=2)({'gt': torch.rand(1, 3, 32, 32).bfloat16()}, 0)['lq'].dtype == torch.bfloat16
 
 
 # -------------------------------------------------------------------------------------------------- options
@@ -232,4 +232,4 @@ def test_impossible_options_are_refused_by_name(options, message):
 
 def test_images_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match='multiples of 4, but got 30x32'):
-        BlurNoiseDownsample(scale=4)(torch.rand(1, 3, 30, 32), 0)
+        BlurNoiseDownsample(scale=4)({'gt': torch.rand(1, 3, 30, 32)}, 0)

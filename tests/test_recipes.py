@@ -12,6 +12,7 @@ from pisr_plugin.engine.runtime import quiet, runtime_options
 from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import unroll
 from pisr_plugin.engine.train import main as train
+from tests import small_vgg
 from tests.conftest import ROOT
 
 RECIPES = sorted(
@@ -23,7 +24,8 @@ TEACHER, STUDENT = Path('experiments/run/teacher'), Path('experiments/run/studen
 
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=str)
-def test_every_recipe_composes_and_builds_its_networks_and_links(recipe):
+def test_every_recipe_composes_and_builds_its_networks_and_links(recipe, monkeypatch):
+    small_vgg.install(monkeypatch)
     stages = unroll(compose(ROOT / 'options' / recipe))
     name = stages[0].folder.parent.name if stages[0].name else stages[0].folder.name
     assert name == recipe.stem or name == f'{recipe.parent}_{recipe.stem}'
@@ -43,10 +45,12 @@ def test_every_recipe_composes_and_builds_its_networks_and_links(recipe):
 
 
 def _shrink(options: dict) -> None:
-    """Makes KDSR's networks quick to build; their sizes are tested with the networks."""
+    """Makes KDSR's networks and discriminator quick to build; sizes are tested with the networks."""
     for key in ('network_g', 'network_t'):
         if options.get(key, {}).get('type', '').startswith('KDSR'):
             options[key].update(num_feat=16, num_block=1, num_estimator_block=1)
+    if 'network_d' in options:
+        options['network_d']['num_feat'] = 8
 
 
 def test_a_recipe_differs_from_its_baseline_by_the_teacher_alone():

@@ -19,8 +19,8 @@ Sizes = dict[str, tuple[int, int]]
 def check_dataset(opt: dict, place: str, scale: int) -> None:
     """Makes sure that the images of a dataset are there and that every LR image fits its HR image.
 
-    Quick: LMDBs list sizes, of files only the header is read. Datasets other than ``PairedImageDataset`` and
-    ``PatchStoreDataset`` are only checked for the folders they name.
+    Quick: LMDBs list sizes, of files only the header is read. Of a ``RealESRGANDataset`` the list of its images is
+    checked, of datasets other than it, ``PairedImageDataset`` and ``PatchStoreDataset`` only the folders they name.
 
     Args:
         opt: A block of the options' ``datasets``. Without ``phase`` it is one for training if its place says so.
@@ -35,6 +35,8 @@ def check_dataset(opt: dict, place: str, scale: int) -> None:
         if not Path(opt[key]).exists():
             raise DataError(f'{place}.{key}: {opt[key]} does not exist. {_how_to_build(Path(opt[key]), scale)}')
     kind = opt.get('type')
+    if kind == 'RealESRGANDataset':
+        _check_listed(opt, place)
     if kind not in ('PairedImageDataset', 'PatchStoreDataset'):
         return
     for key in ('dataroot_gt', 'dataroot_lq'):
@@ -50,6 +52,25 @@ def check_dataset(opt: dict, place: str, scale: int) -> None:
     _check_scale(gt, lq, opt, place, scale, training)
     if training:
         _check_patches(gt, opt, place, scale)
+
+
+def _check_listed(opt: dict, place: str) -> None:
+    """Makes sure that a dataset of HR images alone finds those that it lists; it would put others in their place."""
+    root, backend = Path(opt['dataroot_gt']), (opt.get('io_backend') or {}).get('type')
+    if backend == 'lmdb':
+        names: Iterable[str] = _lmdb_sizes(root, f'{place}.dataroot_gt')
+    elif opt.get('meta_info') is None:
+        raise OptionsError(
+            f'{place}.meta_info: missing; of image files RealESRGANDataset needs a text file with a path in '
+            f'{root} on each line.'
+        )
+    else:
+        names = _listed_names(opt, place, 'meta_info') or []
+        lost = [name for name in names if not (root / name).is_file()]
+        if lost:
+            raise DataError(f'{place}.meta_info: it lists {_some(lost)}, not in {root}.')
+    if not names:
+        raise DataError(f'{place}: {opt.get("meta_info", root)} lists no images.')
 
 
 def _paired_sizes(opt: dict, place: str) -> tuple[Sizes, Sizes]:
@@ -150,16 +171,16 @@ def _file_sizes(opt: dict, place: str) -> tuple[Sizes, Sizes]:
     return sizes['gt'], sizes['lq']
 
 
-def _listed_names(opt: dict, place: str) -> list[str] | None:
-    """The HR files that ``meta_info_file`` names, if there is one."""
-    if not opt.get('meta_info_file'):
+def _listed_names(opt: dict, place: str, key: str = 'meta_info_file') -> list[str] | None:
+    """The HR files that a list of them names, if there is one."""
+    if not opt.get(key):
         return None
-    path = Path(opt['meta_info_file'])
+    path = Path(opt[key])
     try:
         lines = path.read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'not a text file'
-        raise DataError(f'{place}.meta_info_file: {path}: {reason}.') from None
+        raise DataError(f'{place}.{key}: {path}: {reason}.') from None
     return [line.strip().split(' ')[0] for line in lines]
 
 

@@ -1,9 +1,13 @@
-"""Blur, downsampling and noise on whole batches: the classic degradations of blind super-resolution."""
+"""Blur, downsampling and noise on whole batches: the classic degradations of blind super-resolution.
+
+What degrades training batches is a class in :data:`DEGRADATION_REGISTRY`, called as ``degradation(batch, iteration)``:
+from a batch as its dataset makes it, and the iteration's number, to ``{'lq': ..., 'gt': ...}``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +23,7 @@ DEGRADATION_REGISTRY = Registry('degradation')
 DOWNSAMPLING = ('bicubic', 'direct')
 
 
-def build_degradation(options: Mapping, **more) -> object:
+def build_degradation(options: Mapping, **more) -> Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]:
     """Builds what degrades training batches.
 
     Args:
@@ -148,23 +152,24 @@ class BlurNoiseDownsample:
         if not isinstance(scale, int) or scale < 1:
             raise ValueError(f'scale: found {scale!r}, possible: a whole number from 1 on')
         self.kernel_size = checked_kernel_size(kernel_size)
-        self.sigma = _range('sigma', sigma)
+        self.sigma = checked_range('sigma', sigma)
         if self.sigma[0] == 0:
             raise ValueError(f'sigma: found {sigma!r}, possible: more than 0')
-        self.noise = _range('noise', noise)
+        self.noise = checked_range('noise', noise)
         self.downsample = checked_downsample(downsample)
         self.scale, self.isotropic, self.per_image, self.seed = scale, isotropic, per_image, seed
 
-    def __call__(self, gt: Tensor, iteration: int) -> dict[str, Tensor]:
+    def __call__(self, batch: Mapping[str, Tensor], iteration: int) -> dict[str, Tensor]:
         """Degrades one batch.
 
         Args:
-            gt: HR images (N, C, H, W) in [0, 1], H and W multiples of ``scale``.
+            batch: ``gt``, HR images (N, C, H, W) in [0, 1], H and W multiples of ``scale``.
             iteration: Number of the batch, from 0 or 1 on.
 
         Returns:
             ``lq``, the LR images (N, C, H / scale, W / scale), and ``gt`` as given.
         """
+        gt = batch['gt']
         n, c, height, width = gt.shape
         random = random_stream(self.seed, iteration)
         count = n if self.per_image else 1
@@ -201,7 +206,7 @@ def checked_downsample(name: object) -> str:
     return name
 
 
-def _range(name: str, value: float | Sequence[float]) -> tuple[float, float]:
+def checked_range(name: str, value: float | Sequence[float]) -> tuple[float, float]:
     """One number as a range of its own; a range that is none is refused."""
     bounds = (value, value) if isinstance(value, (int, float)) else tuple(value)
     if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:

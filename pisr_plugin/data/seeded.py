@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ class SeededDataset(Dataset):
         """The sample, or a :class:`Failure`."""
         index, seed = index_and_seed
         try:
-            with _seeded(seed):
+            with seeded(seed):
                 return self.dataset[index]
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -66,22 +66,32 @@ class SeededDataset(Dataset):
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generators; the main process gets their states back, a worker has no other use for them."""
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seeds the global generators; the main process gets their states back, a worker has no other use for them.
+
+    Args:
+        seed: Of ``random``, ``numpy.random`` and torch's CPU generator, 0 to 2^64 - 1.
+        device: A CUDA device whose generator is seeded, and given its state back, too.
+    """
+    on_cuda = device is not None and device.type == 'cuda'
     if get_worker_info() is None:
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        states = random.getstate(), np.random.get_state()
+        forked = torch.random.fork_rng([device] if on_cuda else [])
     else:
-        states = None
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reach for the GPUs
-    try:
-        yield
-    finally:
-        if states is not None:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
+        states, forked = None, nullcontext()
+    with forked:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reach for all GPUs
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if states is not None:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
 
 
 def _path(dataset: Dataset, index: int) -> str:

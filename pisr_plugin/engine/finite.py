@@ -61,7 +61,8 @@ class FiniteCheck:
         """
         checked = self.checked
         self.losses(current_iter, self.latest)
-        values = [p for group in self.model.optimizers[0].param_groups for p in group['params']]
+        groups = [group for optimizer in self.model.optimizers for group in optimizer.param_groups]
+        values = [p for group in groups for p in group['params']]
         if not bool(torch.stack([value.detach().isfinite().all() for value in values]).all()):
             self.checked = min(checked, current_iter - 1)
             self._end(current_iter, 'a weight')

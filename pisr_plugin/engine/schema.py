@@ -321,7 +321,6 @@ DATASET_KEYS = {
     'color': OneOf('y', 'rgb'),
     'store': OneOf('lmdb', 'memory', 'device'),
     'gt_size': POSITIVE,
-    'skip_small': FLAG,
     'use_hflip': FLAG,
     'use_rot': FLAG,
     'mean': NUMBERS,
@@ -338,10 +337,26 @@ DATASET_KEYS = {
 }
 
 
-# Types whose keys are all known, and what they need.
+# What Real-ESRGAN's dataset draws blur kernels by, the first and the second time.
+KERNEL_KEYS = {
+    f'{key}{time}': rule
+    for time in ('', '2')
+    for key, rule in {
+        'blur_kernel_size': POSITIVE,
+        'kernel_list': TEXTS,
+        'kernel_prob': NUMBERS,
+        'blur_sigma': NUMBERS,
+        'betag_range': NUMBERS,
+        'betap_range': NUMBERS,
+        'sinc_prob': NUMBER,
+    }.items()
+} | {'final_sinc_prob': NUMBER}
+
+# Types whose keys are all known: what they need, and what they take beside the common keys.
 DATASETS = {
-    'PairedImageDataset': ('dataroot_gt', 'dataroot_lq', 'io_backend'),
-    'PatchStoreDataset': ('dataroot_gt',),
+    'PairedImageDataset': (('dataroot_gt', 'dataroot_lq', 'io_backend'), {}),
+    'PatchStoreDataset': (('dataroot_gt',), {'skip_small': FLAG}),
+    'RealESRGANDataset': (('dataroot_gt', 'io_backend', *KERNEL_KEYS), {'meta_info': TEXT, **KERNEL_KEYS}),
 }
 
 
@@ -358,12 +373,13 @@ class Dataset(Rule):
                 f'{place}.type: {kind!r} is not registered. {choice(kind, registered_names(DATASET_REGISTRY))}'
             )
             return
-        required, training = ['name', 'type', *DATASETS.get(kind, ())], place.split('.')[-1] == 'train'
+        needed, more = DATASETS.get(kind, ((), {}))
+        required, training = ['name', 'type', *needed], place.split('.')[-1] == 'train'
         if training:
             required += ['batch_size_per_gpu', 'num_worker_per_gpu']
         if training and kind in DATASETS:
             required += ['gt_size', 'use_hflip', 'use_rot']
-        Fields(DATASET_KEYS, required, open_ended=kind not in DATASETS).check(value, place, problems)
+        Fields(DATASET_KEYS | more, required, open_ended=kind not in DATASETS).check(value, place, problems)
 
     def json(self, defs: dict[str, dict]) -> dict:
         docs = argument_docs(registered(DATASET_REGISTRY, 'PairedImageDataset'))
@@ -372,10 +388,16 @@ class Dataset(Rule):
             for key, rule in DATASET_KEYS.items()
         }
         keys['type'] = _one_of(registered_names(DATASET_REGISTRY))
-        paired = {'properties': {'type': {'enum': list(DATASETS)}}, 'required': ['type']}
-        defs['dataset'] = _mapping(
-            keys, **{'if': paired, 'then': _mapping(dict.fromkeys(keys, True), additionalProperties=False)}
-        )
+        known = []
+        for kind, (_, more) in DATASETS.items():
+            own = {**dict.fromkeys(keys, True), **{key: rule.json(defs) for key, rule in more.items()}}
+            known.append(
+                {
+                    'if': {'properties': {'type': {'const': kind}}, 'required': ['type']},
+                    'then': _mapping(own, additionalProperties=False),
+                }
+            )
+        defs['dataset'] = _mapping(keys, allOf=known)
         return {'$ref': '#/$defs/dataset'}
 
 
@@ -415,6 +437,11 @@ TRAIN = {
     'scheduler': SCHEDULER,
     'pixel_opt': LOSS,
     'imitation_opt': LOSS,
+    'perceptual_opt': LOSS,
+    'gan_opt': LOSS,
+    'optim_d': OPTIMISER,
+    'net_d_iters': POSITIVE,
+    'net_d_init_iters': WHOLE,
     'weight_transfer': MODULES,
     'distill_opt': Named(LINK),
     'degradation': Block(DEGRADATION_REGISTRY, given=('scale', 'seed')),

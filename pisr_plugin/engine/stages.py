@@ -52,14 +52,24 @@ class Stage:
     @property
     def checkpoint(self) -> Path:
         """The stage's product."""
-        return self.folder / 'models' / f'net_{self.network[-1]}_latest.pth'
+        return self._latest(self.network)
+
+    @property
+    def products(self) -> dict[str, Path]:
+        """What a stage may leave to later ones, by the network's key: its product, and its discriminator."""
+        kept = [self.network, *(['network_d'] if self.options.get('network_d') else [])]
+        return {key: self._latest(key) for key in kept}
+
+    def _latest(self, network: str) -> Path:
+        return self.folder / 'models' / f'net_{network[-1]}_latest.pth'
 
 
 def unroll(recipe: dict, root: str | Path = '.') -> list[Stage]:
     """Turns a recipe into its stages, in order.
 
     ``stages`` maps a stage's name to what it changes in the common options; ``~`` removes an option from it. A stage
-    takes over the product of an earlier one by ``path.pretrain_network_x: stage:<name>``.
+    takes over the product of an earlier one by ``path.pretrain_network_x: stage:<name>``; for ``network_d`` this is
+    that stage's discriminator.
 
     Args:
         recipe: A composed recipe, overrides applied.
@@ -122,9 +132,13 @@ def _take_hand_offs(stage: Stage, earlier: list[Stage]) -> None:
                 f'stages.{stage.name}.path.{key}: {value!r} names no earlier stage. '
                 f'{choice(source_name, [s.name for s in earlier])}'
             )
-        path[key] = str(source.checkpoint)
-        stage.needs[f'path.{key}'] = source.checkpoint
-        if source.options.get('train', {}).get('ema_decay'):
+        of_discriminator = key == 'pretrain_network_d'
+        checkpoint = source.products.get('network_d') if of_discriminator else source.checkpoint
+        if checkpoint is None:
+            raise OptionsError(f'stages.{stage.name}.path.{key}: stage {source_name} trains no network_d.')
+        path[key] = str(checkpoint)
+        stage.needs[f'path.{key}'] = checkpoint
+        if source.options.get('train', {}).get('ema_decay') and not of_discriminator:
             path.setdefault(key.replace('pretrain_network', 'param_key'), 'params_ema')
     # A stage that trains network_g never saves network_t; stock BasicSR would look for it when resuming.
     if stage.network == 'network_g' and stage.options.get('network_t'):

@@ -114,7 +114,7 @@ def preflight(stages: list[Stage]) -> None:
     Raises:
         PISRError: the first mistake found.
     """
-    to_come = {stage.checkpoint for stage in stages}
+    to_come = {path for stage in stages for path in stage.products.values()}
     for stage in stages:
         for place, path in stage.needs.items():
             if path not in to_come and not path.is_file():

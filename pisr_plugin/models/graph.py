@@ -19,15 +19,15 @@ class CapturedStep:
     active links changes; the learning rate may change in every step.
 
     Args:
-        step: What is recorded; its optimizer must be built with ``capturable=True``.
+        step: What is recorded; without an adversary, its optimizer built with ``capturable=True``.
         warn: Told in one line when recording fails; steps run as they are then.
     """
 
     def __init__(self, step: TrainingStep, warn: Callable[[str], None] = print) -> None:
         self.step, self.warn = step, warn
-        self.device = step.parameters[0].device
+        self.device = step.update.parameters[0].device
         self.side = torch.cuda.Stream(self.device)
-        self.rates = [torch.zeros((), device=self.device) for _ in step.optimizer.param_groups]
+        self.rates = [torch.zeros((), device=self.device) for _ in step.update.optimizer.param_groups]
         self.usable = True
         self._begin(None)
 
@@ -44,7 +44,7 @@ class CapturedStep:
             return self.step(batch, active)
         for name, value in batch.items():
             self.inputs[name].copy_(value, non_blocking=True)
-        for rate, group in zip(self.rates, self.step.optimizer.param_groups):
+        for rate, group in zip(self.rates, self.step.update.optimizer.param_groups):
             rate.fill_(group['lr'])
         self.graph.replay()
         return self.losses
@@ -64,10 +64,10 @@ class CapturedStep:
 
     def _record(self, batch: Mapping[str, Tensor], active: Sequence[bool]) -> bool:
         """Records one step without running it; returns whether that worked."""
-        groups = self.step.optimizer.param_groups
+        groups = self.step.update.optimizer.param_groups
         floats = [group['lr'] for group in groups]
         self.inputs = {name: value.clone() for name, value in batch.items()}
-        self.step.optimizer.zero_grad(set_to_none=True)  # gradients are allocated anew, from the graph's own memory
+        self.step.update.zero_grad()  # gradients are allocated anew, from the graph's own memory
         graph = torch.cuda.CUDAGraph()
         try:
             for group, rate in zip(groups, self.rates):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from inspect import signature
 from pathlib import Path
@@ -31,16 +33,11 @@ from pisr_plugin.errors import CheckpointError, OptionsError, choice
 from pisr_plugin.evaluation.measure import Candidate, Measured, measure_images
 from pisr_plugin.evaluation.protocol import protocol_of
 from pisr_plugin.inference import whole_windows, window_size
+from pisr_plugin.losses.vgg_weights import vgg_weights_told
+from pisr_plugin.models.adversary import Adversary
 from pisr_plugin.models.graph import CapturedStep
-from pisr_plugin.models.step import (
-    DTYPES,
-    Objective,
-    StepOptions,
-    Targets,
-    TrainingStep,
-    build_optimizer,
-    split_output,
-)
+from pisr_plugin.models.step import DTYPES, Objective, StepOptions, Targets, TrainingStep, split_output
+from pisr_plugin.models.update import Update, build_optimizer
 
 
 @MODEL_REGISTRY.register()
@@ -56,13 +53,22 @@ class PISRModel(SRModel):
         ``l_pix``: ``train.pixel_opt`` between reconstruction and gt (PISR, Eq. 3 and 7).
         ``l_imitation``: ``train.imitation_opt`` between compact feature and lq (Eq. 4).
         ``l_distill_<link>``: ``train.distill_opt.<link>`` between student and teacher features (Eq. 10).
+        ``l_percep``, ``l_style``: ``train.perceptual_opt`` between reconstruction and gt.
+        ``l_gan``: ``train.gan_opt`` of the reconstruction, as the discriminator ``network_d`` judges it.
+        ``l_d_real``, ``l_d_fake``: the discriminator's own losses on gt and on the reconstruction.
+        ``out_d_real``, ``out_d_fake``: its mean predictions, which are no losses.
 
-    ``train.degradation`` makes lq of gt anew in every step, for blind super-resolution.
+    With ``network_d`` the step is BasicSR's of SRGAN: ``train.optim_d`` moves the discriminator in every iteration,
+    ``train.optim_g`` the trained network in every ``train.net_d_iters``-th (1) beyond ``train.net_d_init_iters`` (0).
+    Schedule, precision, accumulation, clipping and ``on_nan`` hold for both.
+
+    ``train.degradation`` makes lq, and perhaps another gt, of each batch anew, for blind super-resolution.
 
     How a step is computed (precision, layout, compilation, clipping, ...) is said by
     :class:`~pisr_plugin.models.step.StepOptions`, whose keys stand in ``train``.
 
-    Checkpoints: ``net_g_*`` or ``net_t_*`` hold the trained network alone, plain; ``net_e_*`` its estimators.
+    Checkpoints: ``net_g_*`` or ``net_t_*`` hold the trained network alone, plain; ``net_e_*`` its estimators,
+    ``net_d_*`` the discriminator.
 
     Args:
         opt: Resolved options of one stage, as BasicSR's ``parse_options`` returns them.
@@ -105,7 +111,7 @@ class PISRModel(SRModel):
                 option = option[key]
         try:
             return builder(option)
-        except (TypeError, ValueError, AssertionError) as error:
+        except (TypeError, ValueError, AssertionError, NotImplementedError, KeyError, AttributeError) as error:
             raise OptionsError(f'{place}: {option["type"]} cannot be built: {error}') from None
 
     def init_training_settings(self) -> None:
@@ -132,6 +138,8 @@ class PISRModel(SRModel):
 
         self.cri_pix = self._criterion('pixel_opt')
         self.cri_imitation = self._criterion('imitation_opt')
+        with vgg_weights_told('train.perceptual_opt') if train_opt.get('perceptual_opt') else nullcontext():
+            self.cri_perceptual = self._criterion('perceptual_opt')
         self._check_network(batch)
         self._copy_for_ema()
 
@@ -147,8 +155,11 @@ class PISRModel(SRModel):
                 lambda place, option: self._build(place, build_loss, option),
                 'train.distill_opt',
             )
-        if not (self.cri_pix or self.links):
-            raise OptionsError('train has neither pixel_opt nor distill_opt: there is nothing to minimise.')
+        self._build_discriminator(batch)
+        if not (self.cri_pix or self.links or self.cri_perceptual or self.net_d):
+            raise OptionsError(
+                'train has neither pixel_opt nor distill_opt, perceptual_opt or gan_opt: there is nothing to minimise.'
+            )
 
         linked = LinkedNetwork(self.net, self.links).to(self.device, memory_format=self.memory_format)
         with torch.no_grad():
@@ -159,6 +170,33 @@ class PISRModel(SRModel):
         self.setup_optimizers()
         self.setup_schedulers()
         self._setup_step(batch)
+
+    def _build_discriminator(self, batch: dict[str, Tensor]) -> None:
+        """Builds ``network_d`` and what it is trained by, and proves on one patch that they fit; None without them."""
+        self.net_d = self.cri_gan = None
+        train_opt = self.opt['train']
+        needed = {'network_d': self.opt.get('network_d')}
+        needed |= {f'train.{key}': train_opt.get(key) for key in ('gan_opt', 'optim_d')}
+        missing = [place for place, option in needed.items() if not option]
+        if missing and len(missing) < len(needed):
+            raise OptionsError(f'{" and ".join(missing)}: missing; a GAN needs {", ".join(needed)} together.')
+        if missing:
+            return
+        self.cri_gan = self._criterion('gan_opt')
+        net = self._build_network('d')
+        self.print_network(net)
+        name, shape = type(net).__name__, tuple(batch['gt'].shape)
+        try:
+            with torch.no_grad():
+                loss = self.cri_gan(net.eval()(batch['gt']), True, is_disc=True)
+        except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
+            raise OptionsError(
+                f'network_d: {name} with train.gan_opt {type(self.cri_gan).__name__} cannot judge images of shape '
+                f'{shape} (datasets.train: gt_size, color): {error}'
+            ) from None
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise OptionsError(f'train.gan_opt: {type(self.cri_gan).__name__} does not return a scalar.')
+        self.net_d = self.model_to_device(net.train())
 
     def _setup_step(self, batch: dict[str, Tensor]) -> None:
         """Puts together what :meth:`optimize_parameters` runs."""
@@ -182,12 +220,28 @@ class PISRModel(SRModel):
                 name, value = type(self.teacher).__name__, getattr(options, precision)
                 raise OptionsError(f'train.{precision}: {name} does not run in {value}: {error}') from None
         objective = Objective(
-            self.linked, self.links, self._input_names(self.net), self.cri_pix, self.cri_imitation, autocast
+            self.linked,
+            self.links,
+            self._input_names(self.net),
+            self.cri_pix,
+            self.cri_imitation,
+            autocast,
+            self.cri_perceptual,
+            shows=bool(self.net_d),
         )
+        self.updates = [
+            Update(optimizer, options.grad_clip, options.on_nan == 'skip', options.amp == 'fp16')
+            for optimizer in self.optimizers
+        ]
+        self.adversary = None
+        if self.net_d:
+            iters = [
+                self.opt['train'].get(key, default) for key, default in (('net_d_iters', 1), ('net_d_init_iters', 0))
+            ]
+            self.adversary = Adversary(self.net_d, self.cri_gan, self.updates[1], *iters, autocast)
         after = self._update_ema if self.ema_decay else None
-        self.training_step = TrainingStep(objective, targets, self.optimizer_g, options, after, warn)
+        self.training_step = TrainingStep(objective, targets, self.updates[0], options, self.adversary, after, warn)
         self.step = self.training_step
-        self.scaler = self.step.scaler
         if options.cuda_graph:
             reason = self._no_graph()
             if reason:
@@ -201,6 +255,8 @@ class PISRModel(SRModel):
             return 'needs a CUDA device'
         if self.opt['dist']:
             return 'is for one process'
+        if self.adversary:
+            return 'does not record the step of a discriminator'
         if not self.optimizer_g.defaults.get('capturable'):
             return f'train.optim_g.type {type(self.optimizer_g).__name__} cannot be recorded'
         return None
@@ -236,12 +292,20 @@ class PISRModel(SRModel):
         )
 
     def setup_optimizers(self) -> None:
-        optim_opt = dict(self.opt['train']['optim_g'])
-        params = [p for p in self.linked.parameters() if p.requires_grad]
-        self.optimizer_g = self.get_optimizer(optim_opt.pop('type'), params, **optim_opt)
+        self.optimizer_g = self._optimizer('optim_g', self.linked)
         self.optimizers.append(self.optimizer_g)
+        if self.net_d:
+            self.optimizer_d = self._optimizer('optim_d', self.net_d)
+            self.optimizers.append(self.optimizer_d)
 
-    def get_optimizer(self, optim_type: str, params: list, lr: float, **kwargs) -> torch.optim.Optimizer:
+    def _optimizer(self, key: str, net: nn.Module) -> torch.optim.Optimizer:
+        options = dict(self.opt['train'][key])
+        params = [p for p in net.parameters() if p.requires_grad]
+        return self.get_optimizer(options.pop('type'), params, **options, place=f'train.{key}')
+
+    def get_optimizer(
+        self, optim_type: str, params: list, lr: float, place: str = 'train.optim_g', **kwargs
+    ) -> torch.optim.Optimizer:
         """Builds any optimizer of torch.optim by name (the released BasicSR knows Adam alone)."""
         optimizers = {
             name: cls
@@ -249,14 +313,14 @@ class PISRModel(SRModel):
             if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
         }
         if optim_type not in optimizers:
-            raise OptionsError(f'train.optim_g.type: unknown {optim_type!r}. {choice(optim_type, optimizers)}')
+            raise OptionsError(f'{place}.type: unknown {optim_type!r}. {choice(optim_type, optimizers)}')
         cls = optimizers[optim_type]
         if self.step_options.cuda_graph and self.device.type == 'cuda' and 'capturable' in signature(cls).parameters:
             kwargs['capturable'] = True
         try:
             return build_optimizer(cls, params, lr=lr, **kwargs)
         except (TypeError, ValueError) as error:
-            raise OptionsError(f'train.optim_g: {error}') from None
+            raise OptionsError(f'{place}: {error}') from None
 
     # ---------------------------------------------------------------------------------------------- checks
 
@@ -309,7 +373,8 @@ class PISRModel(SRModel):
 
     def feed_data(self, data: dict) -> None:
         self.batch = {key: self._to_device(value) for key, value in data.items() if isinstance(value, Tensor)}
-        self.lq = self.batch['lq']
+        if 'lq' in self.batch:  # else train.degradation is to make it
+            self.lq = self.batch['lq']
         if 'gt' in self.batch:
             self.gt = self.batch['gt']
 
@@ -319,8 +384,17 @@ class PISRModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         if self.degradation:
-            self.feed_data(self.degradation(self.batch['gt'], current_iter))
-        self.losses = self.step(self.batch, [link.active(current_iter) for link in self.links])
+            self.feed_data(self.degradation(self.batch, current_iter))
+        elif 'lq' not in self.batch:
+            raise OptionsError(
+                f'datasets.train: {self.opt["datasets"]["train"].get("type")} gives {", ".join(self.batch)} and no lq; '
+                'train.degradation is to make it.'
+            )
+        active = [link.active(current_iter) for link in self.links]
+        if self.adversary:
+            self.losses = self.training_step(self.batch, active, self.adversary.lets_move(current_iter))
+        else:
+            self.losses = self.step(self.batch, active)
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -330,8 +404,8 @@ class PISRModel(SRModel):
 
     @property
     def nonfinite(self) -> Tensor:
-        """How many losses or gradients were not finite, see :class:`~pisr_plugin.models.step.TrainingStep`."""
-        return self.training_step.nonfinite
+        """How many losses or gradients were not finite, see :class:`~pisr_plugin.models.update.Update`."""
+        return functools.reduce(torch.add, [update.nonfinite for update in self.updates])
 
     def get_current_log(self) -> OrderedDict:
         """Reads the losses back from the device; called when printing, not in every step."""
@@ -436,6 +510,8 @@ class PISRModel(SRModel):
         self.save_network(list(nets.values()), f'net_{self.label}', current_iter, list(nets))
         if len(self.estimators):
             self.save_network(self.estimators, 'net_e', current_iter)
+        if self.net_d:
+            self.save_network(self.net_d, 'net_d', current_iter)
         if current_iter != -1:
             self.save_training_state(epoch, current_iter)
 
@@ -471,8 +547,7 @@ class PISRModel(SRModel):
             'world_size': self.opt['world_size'],
             'random_states': random_states,
         }
-        if getattr(self, 'scaler', None):
-            state['scaler'] = self.scaler.state_dict()
+        state |= {key: scaler.state_dict() for key, scaler in self._scalers().items()}
         if self.opt['train'].get('on_nan') == 'skip':
             state['nonfinite'] = int(self.nonfinite)
         if hasattr(self, 'best_metric_results'):
@@ -484,7 +559,11 @@ class PISRModel(SRModel):
         checkpoint.save_atomic(state, self._file('training_states', f'{current_iter}.state'))
 
     def _network_names(self) -> list[str]:
-        return [f'net_{self.label}', *(['net_e'] if len(self.estimators) else [])]
+        return [f'net_{self.label}', *(['net_e'] if len(self.estimators) else []), *(['net_d'] if self.net_d else [])]
+
+    def _scalers(self) -> dict[str, torch.amp.GradScaler]:
+        """The loss scaling, if any, by the name it has in a training state."""
+        return {key: one.scaler for key, one in zip(('scaler', 'scaler_d'), self.updates) if one.scaler}
 
     def resume_training(self, resume_state: dict) -> None:
         """Goes on from a training state; the networks were loaded when the model was built.
@@ -498,8 +577,9 @@ class PISRModel(SRModel):
             position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
             schedulers = [{key: saved[key] for key in position} for saved in resume_state['schedulers']]
             super().resume_training({**resume_state, 'schedulers': schedulers})
-            if getattr(self, 'scaler', None) and 'scaler' in resume_state:
-                self.scaler.load_state_dict(resume_state['scaler'])
+            for key, scaler in self._scalers().items():
+                if key in resume_state:
+                    scaler.load_state_dict(resume_state[key])
         except (ValueError, KeyError, AssertionError, RuntimeError) as error:
             raise CheckpointError(
                 f'{path} does not fit the optimiser and schedule of these options (train.optim_g, train.scheduler): '
@@ -508,7 +588,7 @@ class PISRModel(SRModel):
         if 'best_metric_results' in resume_state:
             self.best_metric_results = resume_state['best_metric_results']
         if 'nonfinite' in resume_state and self.opt['train'].get('on_nan') == 'skip':
-            self.nonfinite.fill_(resume_state['nonfinite'])
+            self.updates[0].skipped.fill_(resume_state['nonfinite'])  # the sum is what counts
         if len(self.estimators):
             path = self._file('models', f'net_e_{resume_state["iter"]}.pth')
             if not os.path.isfile(path):

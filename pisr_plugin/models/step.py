@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,6 +11,8 @@ from torch import Tensor, nn
 
 from pisr_plugin.distill.links import Link
 from pisr_plugin.distill.taps import TapReader
+from pisr_plugin.models.adversary import Adversary
+from pisr_plugin.models.update import Update, exchanging, lift
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 Batch = Mapping[str, Tensor]
@@ -23,16 +23,16 @@ class StepOptions:
     """How a step is computed; the keys of ``train`` that bear these names.
 
     Attributes:
-        amp: Trained network, estimators and teacher under autocast to ``bf16`` or ``fp16`` (with loss scaling).
-            Weights, losses and the update stay in float32.
+        amp: Trained network, estimators, teacher and discriminator under autocast to ``bf16`` or ``fp16`` (with loss
+            scaling). Weights, losses and the update stay in float32.
         amp_teacher: The frozen teacher's weights and features in ``bf16`` or ``fp16``: faster than autocast.
         channels_last: Memory layout of images, features and weights. None: on a CPU, and where ``amp`` is on.
-        compile: Forward pass and losses through ``torch.compile``.
+        compile: Forward pass and losses through ``torch.compile``, but for the discriminator.
         cuda_graph: The whole step, update and schedule included, recorded once and replayed as one launch.
-        grad_clip: Largest L2 norm of all gradients together; None: any.
+        grad_clip: Largest L2 norm of all gradients together, the discriminator's by themselves; None: any.
         accumulate: Parts in which a batch is computed, to save memory; must divide the batch size.
         on_nan: ``stop``: the run ends when a loss is found not to be finite. ``skip``: a step whose gradient is not
-            finite changes no weight and is counted.
+            finite changes no weight and is counted; a discriminator's step is one of its own.
     """
 
     amp: str | None = None
@@ -67,6 +67,9 @@ class Objective(nn.Module):
         cri_pix: Loss between reconstruction and gt, or None.
         cri_imitation: Loss between compact feature and lq, or None.
         autocast: Lower precision of the forward pass, or None. Losses are computed in float32.
+        cri_perceptual: Called with reconstruction and gt, returns a perceptual and a style loss, either may be None,
+            as BasicSR's ``PerceptualLoss``; or None.
+        shows: Whether the reconstruction is returned too.
     """
 
     def __init__(
@@ -77,35 +80,49 @@ class Objective(nn.Module):
         cri_pix: nn.Module | None,
         cri_imitation: nn.Module | None,
         autocast: torch.dtype | None = None,
+        cri_perceptual: nn.Module | None = None,
+        shows: bool = False,
     ) -> None:
         super().__init__()
         self.linked, self.links, self.inputs = linked, list(links), tuple(inputs)
-        self.cri_pix, self.cri_imitation = cri_pix, cri_imitation
-        self.autocast = autocast
+        self.cri_pix, self.cri_imitation, self.cri_perceptual = cri_pix, cri_imitation, cri_perceptual
+        self.autocast, self.shows = autocast, shows
 
-    def forward(self, batch: Batch, targets: Mapping[str, Tensor], active: Sequence[bool]) -> dict[str, Tensor]:
-        """Returns the losses by name.
+    def forward(
+        self, batch: Batch, targets: Mapping[str, Tensor], active: Sequence[bool]
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Returns the losses by name, and the reconstruction (N, C, H, W) if it is to be shown.
 
         Args:
             batch: ``lq`` and ``gt``.
             targets: The teacher's features by tap.
             active: Whether each link counts now.
         """
-        images = [batch[name] for name in self.inputs]
-        if self.autocast is None:
-            output, estimates = self.linked(*images)
-        else:
-            with torch.autocast(images[0].device.type, self.autocast):
-                output, estimates = self.linked(*images)
-        sr, compact = split_output(output)
+        output, estimates = self._run(batch)
+        sr, compact = lift(split_output(output)[0]), split_output(output)[1]
         losses = {}
         if self.cri_pix:
-            losses['l_pix'] = self.cri_pix(_lift(sr), batch['gt'])
+            losses['l_pix'] = self.cri_pix(sr, batch['gt'])
+        if self.cri_perceptual:
+            found = zip(('l_percep', 'l_style'), self.cri_perceptual(sr, batch['gt']))
+            losses.update((name, value) for name, value in found if value is not None)
         if self.cri_imitation:
-            losses['l_imitation'] = self.cri_imitation(_lift(compact), batch['lq'])
+            losses['l_imitation'] = self.cri_imitation(lift(compact), batch['lq'])
         for link, counts in zip(self.links, active):
-            losses[f'l_distill_{link.name}'] = link(_lift(estimates[link.name]), _lift(targets[link.teacher]), counts)
-        return losses
+            losses[f'l_distill_{link.name}'] = link(lift(estimates[link.name]), lift(targets[link.teacher]), counts)
+        return losses, sr if self.shows else None
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """The reconstruction alone, without graph."""
+        return lift(split_output(self._run(batch)[0])[0])
+
+    def _run(self, batch: Batch) -> tuple[object, dict]:
+        images = [batch[name] for name in self.inputs]
+        if self.autocast is None:
+            return self.linked(*images)
+        with torch.autocast(images[0].device.type, self.autocast):
+            return self.linked(*images)
 
 
 class Targets:
@@ -146,129 +163,91 @@ class TrainingStep:
     Nothing is read back from the device.
 
     Args:
-        objective: From batch, targets and active links to losses.
+        objective: From batch, targets and active links to losses; with an adversary also to the reconstruction.
         targets: From a batch to the teacher's features; None without a teacher.
-        optimizer: Of the trained parameters.
+        update: Moves the trained parameters.
         options: How.
+        adversary: A discriminator that judges reconstructions and learns beside the trained network, or None.
         after: Called after the weights have moved, e.g. to average them.
         warn: Told in one line when a speed-up is not to be had.
-
-    Attributes:
-        scaler: Loss scaling for fp16, else None.
     """
 
     def __init__(
         self,
         objective: Objective,
         targets: Targets | None,
-        optimizer: torch.optim.Optimizer,
+        update: Update,
         options: StepOptions,
+        adversary: Adversary | None = None,
         after: Callable[[], None] | None = None,
         warn: Callable[[str], None] = print,
     ) -> None:
-        self.objective, self.targets, self.optimizer, self.options = objective, targets, optimizer, options
-        self.after, self.warn = after, warn
-        self.parameters = [p for group in optimizer.param_groups for p in group['params']]
-        device = self.parameters[0].device
-        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self._sum = torch.zeros((), device=device)  # of all losses so far; once not finite it stays so
-        self.scaler = torch.amp.GradScaler(device.type) if options.amp == 'fp16' else None
+        self.objective, self.targets, self.update, self.options = objective, targets, update, options
+        self.adversary, self.after, self.warn = adversary, after, warn
         self.losses_of = torch.compile(objective) if options.compile else objective
         self._trusted = not options.compile
 
-    def __call__(self, batch: Batch, active: Sequence[bool]) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, active: Sequence[bool], moves: bool = True) -> dict[str, Tensor]:
         """Makes one step.
 
         Args:
             batch: ``lq`` and ``gt`` on the device.
             active: Whether each link counts now.
+            moves: Whether the trained network moves; if not, the adversary alone does.
 
         Returns:
             The losses by name, means over the batch, on the device.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        whole = self.options.accumulate == 1
-        losses, total = self._backward(batch, active) if whole else self._accumulate(batch, active)
-        self._update(total)
+        parts = [batch] if self.options.accumulate == 1 else _split_batch(batch, self.options.accumulate)
+        if moves:
+            losses, shown = self._train(parts, active)
+        else:
+            losses, shown = {}, [self.objective.reconstruct(part) for part in parts]
+        if self.adversary:
+            losses |= self.adversary.learn([part['gt'] for part in parts], shown)
         if self.after:
             self.after()
         return losses
 
-    def _backward(self, batch: Batch, active: Sequence[bool], share: float = 1) -> tuple[dict[str, Tensor], Tensor]:
-        """Adds a batch's gradients, times ``share``; returns its losses and their sum."""
-        losses = self._losses(batch, self.targets(batch) if self.targets else {}, active)
+    def _train(self, parts: Sequence[Batch], active: Sequence[bool]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Moves the trained network; returns its losses on the batch, and its reconstructions of the parts."""
+        self.update.zero_grad()
+        count, done = len(parts), []
+        for part in parts:
+            with exchanging(self.objective.linked, now=len(done) == count - 1):
+                done.append(self._backward(part, active, count))
+        losses, total, _ = done[0]
+        if count > 1:
+            losses = {name: sum(found[name] for found, _, _ in done) / count for name in losses}
+            total = sum(total for _, total, _ in done) / count
+        self.update(total)
+        return losses, [shown for _, _, shown in done]
+
+    def _backward(
+        self, batch: Batch, active: Sequence[bool], count: int
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """Adds the gradients of one of ``count`` parts; returns its losses, their sum and the reconstruction."""
+        losses, shown = self._losses(batch, self.targets(batch) if self.targets else {}, active)
+        if self.adversary:
+            losses['l_gan'] = self.adversary.loss(shown)
+            shown = shown.detach()
         total = functools.reduce(torch.add, losses.values())
-        scaled = total if share == 1 else total * share
-        (self.scaler.scale(scaled) if self.scaler else scaled).backward()
-        return {name: value.detach() for name, value in losses.items()}, total.detach()
+        self.update.backward(total if count == 1 else total / count)
+        return {name: value.detach() for name, value in losses.items()}, total.detach(), shown
 
-    def _accumulate(self, batch: Batch, active: Sequence[bool]) -> tuple[dict[str, Tensor], Tensor]:
-        """As :meth:`_backward`, part by part; under DDP gradients are exchanged with the last part only."""
-        parts = self.options.accumulate
-        done = []
-        for part in _split_batch(batch, parts):
-            local = len(done) < parts - 1 and hasattr(self.objective.linked, 'no_sync')
-            with self.objective.linked.no_sync() if local else nullcontext():
-                done.append(self._backward(part, active, 1 / parts))
-        losses = {name: sum(found[name] for found, _ in done) / parts for name in done[0][0]}
-        return losses, sum(total for _, total in done) / parts
-
-    @property
-    def nonfinite(self) -> Tensor:
-        """On the device: with ``on_nan: skip`` the number of steps left out; else 1 once any loss was not finite."""
-        return self._skipped if self.options.on_nan == 'skip' else self._sum.isfinite().logical_not().long()
-
-    def _losses(self, batch: Batch, targets: Mapping[str, Tensor], active: Sequence[bool]) -> dict[str, Tensor]:
+    def _losses(
+        self, batch: Batch, targets: Mapping[str, Tensor], active: Sequence[bool]
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         if self._trusted:
             return self.losses_of(batch, targets, active)
         try:
-            losses = self.losses_of(batch, targets, active)
+            found = self.losses_of(batch, targets, active)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             self.warn(f'train.compile: this network cannot be compiled here, going on without: {_first_line(error)}')
             self.losses_of = self.objective
-            losses = self.objective(batch, targets, active)
+            found = self.objective(batch, targets, active)
         self._trusted = True
-        return losses
-
-    def _update(self, total: Tensor) -> None:
-        clip, skip = self.options.grad_clip, self.options.on_nan == 'skip'
-        if (clip or skip) and self.scaler:
-            self.scaler.unscale_(self.optimizer)
-        if clip or skip:
-            norm = nn.utils.clip_grad_norm_(self.parameters, clip or float('inf'))
-        if skip:
-            bad = norm.isfinite().logical_not()
-            self._skipped.add_(bad)
-        else:
-            self._sum.add_(total)
-        if self.scaler:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif skip:
-            self._step_unless(bad)
-        else:
-            self.optimizer.step()
-
-    def _step_unless(self, bad: Tensor) -> None:
-        """Moves the weights unless ``bad``, without reading it back where the optimizer can look at it itself."""
-        optimizer = self.optimizer
-        if not getattr(optimizer, '_step_supports_amp_scaling', False):
-            if not bad:
-                optimizer.step()
-            return
-        optimizer.grad_scale, optimizer.found_inf = None, bad.float()
-        optimizer.step()
-        del optimizer.grad_scale, optimizer.found_inf
-
-
-def build_optimizer(cls: type[torch.optim.Optimizer], params: list[Tensor], **options) -> torch.optim.Optimizer:
-    """Builds an optimizer in its quickest form: fused where it can be, unless the options choose one."""
-    if {'fused', 'foreach'} & options.keys() or 'fused' not in inspect.signature(cls).parameters:
-        return cls(params, **options)
-    try:
-        return cls(params, fused=True, **options)
-    except RuntimeError:  # not on this device, or not in this torch
-        return cls(params, **options)
+        return found
 
 
 def split_output(output: object) -> tuple[Tensor, Tensor | None]:
@@ -279,13 +258,6 @@ def split_output(output: object) -> tuple[Tensor, Tensor | None]:
 def _split_batch(batch: Batch, parts: int) -> list[Batch]:
     chunks = {name: value.chunk(parts) for name, value in batch.items()}
     return [{name: values[i] for name, values in chunks.items()} for i in range(parts)]
-
-
-def _lift(value):
-    """Lifts half-precision tensors, alone or in a tuple, to float32."""
-    if isinstance(value, tuple):
-        return tuple(map(_lift, value))
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _first_line(error: Exception) -> str:
