@@ -115,7 +115,6 @@ def measure_images(
     protocol: Protocol,
     metrics: Mapping[str, Mapping[str, Any]],
     *,
-    border: int | None = None,
     self_ensemble: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Measured]:
@@ -127,7 +126,6 @@ def measure_images(
         protocol: How.
         metrics: By name the options of registered metrics, as ``val.metrics`` has them. The protocol decides about
             channels, so their ``test_y_channel`` does not count.
-        border: Pixels left out at each border; by default what each metric says, else the scale.
         self_ensemble: Average the outputs for the eight symmetries of the input.
         share: ``(rank, ranks)``: every ``ranks``-th image, from the ``rank``-th on.
 
@@ -148,10 +146,15 @@ def measure_images(
                 protocol.compared(sr, gt),
                 lambda one=one, gt=gt: (one.picture(candidate.scale), as_rgb(gt)),
                 metrics,
-                candidate.scale if border is None else border,
+                candidate.scale,
             )
         )
         yield one
+
+
+def borders(metrics: Mapping[str, Mapping[str, Any]], scale: int) -> dict[str, int]:
+    """Pixels that each metric leaves out at each border: its ``crop_border``, else the scale."""
+    return {name: options.get('crop_border', scale) for name, options in metrics.items()}
 
 
 def measure(*args: Any, pictures: Path | None = None, **options: Any) -> Result:
@@ -234,7 +237,7 @@ def _values(
     compared: tuple[np.ndarray, np.ndarray],
     pictures: Callable[[], tuple[np.ndarray, np.ndarray]],
     metrics: Mapping[str, Mapping[str, Any]],
-    border: int,
+    scale: int,
 ) -> dict[str, float]:
     """Each metric's value.
 
@@ -242,15 +245,15 @@ def _values(
         compared: Reconstruction and ground truth as the protocol compares them.
         pictures: Gives both as 8-bit RGB, for metrics that look at pictures.
         metrics: Their options by name.
-        border: Pixels left out at each border.
+        scale: Upscaling factor.
     """
     a, b = compared
     if a.shape != b.shape:
         raise OptionsError(f'the network gives {a.shape[:2]} pixels, the ground truth has {b.shape[:2]}; check scale')
-    values = {}
+    values, left_out = {}, borders(metrics, scale)
     for name, options in metrics.items():
         options = {key: value for key, value in options.items() if key not in ('test_y_channel', 'better')}
         pair = pictures() if getattr(METRIC_REGISTRY.get(options['type']), 'on_pictures', False) else compared
         bgr = {key: image[..., ::-1] for key, image in zip(('img', 'img2'), pair)}  # as BasicSR's metrics have it
-        values[name] = float(calculate_metric(bgr, {**options, 'crop_border': border}))
+        values[name] = float(calculate_metric(bgr, {**options, 'crop_border': left_out[name]}))
     return values

@@ -74,7 +74,7 @@ class Evaluation:
         scale: Upscaling factor.
         protocol: How it was measured.
         metrics: By name whether ``higher`` or ``lower`` is better.
-        border: Pixels left out at each border.
+        borders: By metric the pixels that it leaves out at each border.
         entries: The rows.
         against: Name of the row that differences are taken from.
         device: Where networks ran.
@@ -86,7 +86,7 @@ class Evaluation:
     scale: int
     protocol: Protocol
     metrics: dict[str, str]
-    border: int
+    borders: dict[str, int]
     entries: list[Entry]
     against: str | None = None
     device: str = 'cpu'
@@ -108,9 +108,11 @@ class Evaluation:
     @property
     def how(self) -> str:
         """A sentence on how it was measured."""
+        borders = self.borders.values()
+        border = ' / '.join(map(str, borders if len(set(borders)) > 1 else set(borders)))
         ensemble = ', mean over the eight symmetries' if self.self_ensemble else ''
         return (
-            f'{" / ".join(self.metrics)} at x{self.scale}, {self.protocol.text}; {self.border} pixels left out at each '
+            f'{" / ".join(self.metrics)} at x{self.scale}, {self.protocol.text}; {border} pixels left out at each '
             f'border{ensemble}, mean over images (protocol {self.protocol.name}; torch {torch.__version__}, '
             f'{self.device}, fp32)'
         )
@@ -155,7 +157,7 @@ def to_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
         'version': 1,
         'title': evaluation.title,
         'scale': evaluation.scale,
-        'protocol': {'name': evaluation.protocol.name, 'text': evaluation.protocol.text, 'border': evaluation.border},
+        'protocol': {'name': evaluation.protocol.name, 'text': evaluation.protocol.text, 'borders': evaluation.borders},
         'self_ensemble': evaluation.self_ensemble,
         'environment': {
             'pisr_plugin': __version__,

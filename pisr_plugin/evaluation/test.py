@@ -25,7 +25,7 @@ from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import Stage, select, unroll
 from pisr_plugin.errors import CheckpointError, OptionsError
 from pisr_plugin.evaluation.images import read_images
-from pisr_plugin.evaluation.measure import Candidate, Result, measure
+from pisr_plugin.evaluation.measure import Candidate, Result, borders, measure
 from pisr_plugin.evaluation.protocol import PROTOCOLS, Protocol, as_rgb, protocol_of
 from pisr_plugin.evaluation.record import Entry, Evaluation, save, to_markdown
 from pisr_plugin.inference import optimized, window_size
@@ -174,7 +174,6 @@ def evaluate(
             dataset,
             protocol,
             metrics,
-            border=border_of(options),
             self_ensemble=self_ensemble,
             pictures=target,
         )
@@ -213,12 +212,6 @@ def build_candidate(stage: Stage, weights: Path | None, compile: bool = False) -
     return Candidate(stage.name or opt['name'], net, channels, opt['scale'], window_size(inner), device, inputs)
 
 
-def border_of(options: Mapping[str, Any]) -> int:
-    """Pixels that the metrics leave out at each border; the scale where they do not say."""
-    borders = [block.get('crop_border') for block in options['val']['metrics'].values()]
-    return next((border for border in borders if border is not None), options['scale'])
-
-
 def multi_adds_of(network: dict, scale: int) -> int | None:
     """Multi-Adds of a network for an output of 1280x720, convention A; None where they cannot be counted."""
     try:
@@ -236,7 +229,7 @@ def describe(stage: Stage, title: str, protocol: Protocol, entries: list[Entry],
         stage.options['scale'],
         protocol,
         {name: block.get('better', 'higher') for name, block in metrics.items()},
-        border_of(stage.options),
+        borders(metrics, stage.options['scale']),
         entries,
         device=torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} threads',
         self_ensemble=self_ensemble,
