@@ -20,7 +20,7 @@ from torch._inductor import config as inductor
 from torch.nn import functional as F
 
 from pisr_plugin import checkpoint
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_names
 from pisr_plugin.errors import OptionsError
 from pisr_plugin.resize import imresize
 
@@ -47,16 +47,10 @@ def load(options: Mapping, weights: str | os.PathLike, param_key: str | None = '
         net = build_network(dict(options)).eval()
     except (TypeError, ValueError, AssertionError) as error:
         raise OptionsError(f'{options["type"]} cannot be built: {error}') from None
-    if 'gt' in getattr(net, 'inputs', ()):
+    if 'gt' in input_names(net):
         raise OptionsError(f'{options["type"]} sees the HR image, so it cannot make one.')
     checkpoint.load_network(net, weights, param_key)
     return net
-
-
-def window_size(options: Mapping) -> int:
-    """Side of the windows that a network works in, of which its input must hold whole ones; 1 where it has none."""
-    window = argument(options, 'window_size', default=1)
-    return window if isinstance(window, int) else 1
 
 
 def optimized(net: nn.Module, *, compile: bool = False, example: Tensor | None = None) -> nn.Module:
@@ -99,7 +93,8 @@ def upscale(
     Args:
         net: A network in evaluation mode, see :func:`optimized`.
         lq: (N, C, H, W) on the network's device.
-        window: Side of the windows that the network works in, see :func:`window_size`; the image is mirrored at its
+        window: Side of the windows that the network works in, see
+            :func:`pisr_plugin.archs.traits.window_size`; the image is mirrored at its
             right and lower border until whole windows fill it.
         strips: Rows of ``lq`` to compute at a time; all at once by default. The values are the same to rounding.
         halo: Rows of context above and below a strip; found by :func:`strip_halo` by default, which takes a moment.

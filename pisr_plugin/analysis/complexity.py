@@ -32,7 +32,7 @@ from mmengine.analysis.jit_handles import (
 )
 from torch import nn
 
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import argument, input_channels, input_names
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.recipe import compose, override
 from pisr_plugin.engine.runtime import make_folder, quiet
@@ -153,7 +153,7 @@ def count(
             net = build_network(dict(options)).eval()
     except (TypeError, ValueError, AssertionError) as error:
         raise OptionsError(f'{options["type"]} cannot be built: {error}') from None
-    channels = argument(options.get('decoder', options), 'num_in_ch', 'in_chans', default=3)
+    channels = input_channels(options)
     counter, macs = _Counter(net, channels, scale), {}
     for convention in conventions:
         sides = [side // scale if convention == 'C' else Fraction(side, scale) for side in reversed(size)]
@@ -201,7 +201,7 @@ class _Counter:
 
     @torch.no_grad()
     def _trace(self, height: int, width: int) -> dict[str, int]:
-        factors = [self.scale if name == 'gt' else 1 for name in getattr(self.net, 'inputs', ('lq',))]
+        factors = [self.scale if name == 'gt' else 1 for name in input_names(self.net)]
         images = tuple(torch.zeros(1, self.channels, height * factor, width * factor) for factor in factors)
         analyzer = FlopAnalyzer(self.net, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return dict(analyzer.tracer_warnings('none').clear_op_handles().set_op_handle(**HANDLES).by_operator())

@@ -15,13 +15,14 @@ from basicsr.metrics import calculate_metric
 from torch import Tensor
 from torch.nn import functional as F
 
+from pisr_plugin.archs.traits import window_size
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.runtime import check_data, make_folder, quiet, runtime_options
 from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import select, unroll
 from pisr_plugin.errors import CheckpointError, DataError, OptionsError, choice
 from pisr_plugin.evaluation.test import test_stage
-from pisr_plugin.inference import load, optimized, upscale_rgb, window_size
+from pisr_plugin.inference import load, optimized, upscale_rgb
 from pisr_plugin.resize import imresize
 
 matplotlib.use('Agg')

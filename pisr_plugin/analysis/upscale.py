@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_channels, window_size
 from pisr_plugin.data.images import list_images, read_rgb, write_png
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.recipe import override
@@ -20,7 +20,7 @@ from pisr_plugin.engine.schema import NETWORK, check_options
 from pisr_plugin.engine.stages import select, unroll
 from pisr_plugin.errors import CheckpointError, DataError, OptionsError
 from pisr_plugin.evaluation.test import test_stage
-from pisr_plugin.inference import load, optimized, strip_halo, upscale_rgb, window_size
+from pisr_plugin.inference import load, optimized, strip_halo, upscale_rgb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def upscale(args: argparse.Namespace) -> int:
     options, weights, param_key = _network(args)
     with quiet():
         net = load(options, weights, param_key)
-    channels = argument(options, 'num_in_ch', 'in_chans', 'in_channels', default=3)
+    channels = input_channels(options)
     window, halo = window_size(options), None
     net = net.to('cuda' if torch.cuda.is_available() else 'cpu')
     if args.strips:

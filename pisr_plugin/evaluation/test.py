@@ -17,7 +17,7 @@ from basicsr.archs import build_network
 
 from pisr_plugin import __version__, checkpoint
 from pisr_plugin.analysis.complexity import count
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_channels, input_names, window_size
 from pisr_plugin.data.images import write_png
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.runtime import check_data, make_folder, quiet, runtime_options, write_options
@@ -28,7 +28,7 @@ from pisr_plugin.evaluation.images import read_images
 from pisr_plugin.evaluation.measure import Candidate, Result, borders, measure
 from pisr_plugin.evaluation.protocol import PROTOCOLS, Protocol, as_rgb, protocol_of
 from pisr_plugin.evaluation.record import Entry, Evaluation, save, to_markdown
-from pisr_plugin.inference import optimized, window_size
+from pisr_plugin.inference import optimized
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,11 +205,10 @@ def build_candidate(stage: Stage, weights: Path | None, compile: bool = False) -
         net = build_network(deepcopy(options))
     checkpoint.load_network(net, weights, opt['path'].get(f'param_key_{stage.network[-1]}', 'params'))
     device = torch.device('cuda' if opt['num_gpu'] else 'cpu')
-    inputs = getattr(net, 'inputs', ('lq',))
+    inputs = input_names(net)
     net = optimized(net.to(device), compile=compile)
-    inner = options.get('decoder', options)
-    channels = argument(inner, 'num_in_ch', 'in_chans', default=channels)
-    return Candidate(stage.name or opt['name'], net, channels, opt['scale'], window_size(inner), device, inputs)
+    channels = input_channels(options, channels)
+    return Candidate(stage.name or opt['name'], net, channels, opt['scale'], window_size(options), device, inputs)
 
 
 def multi_adds_of(network: dict, scale: int) -> int | None:

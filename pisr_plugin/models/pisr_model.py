@@ -23,14 +23,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pisr_plugin import checkpoint, random_state
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_channels, input_names, window_size
 from pisr_plugin.data.degradations import build_degradation
 from pisr_plugin.data.images import write_png
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
 from pisr_plugin.evaluation.measure import Candidate, Measured, measure_images
 from pisr_plugin.evaluation.protocol import protocol_of
-from pisr_plugin.inference import whole_windows, window_size
+from pisr_plugin.inference import whole_windows
 from pisr_plugin.models.graph import CapturedStep
 from pisr_plugin.models.step import (
     DTYPES,
@@ -299,10 +299,7 @@ class PISRModel(SRModel):
 
     # ---------------------------------------------------------------------------------------------- the step
 
-    @staticmethod
-    def _input_names(net: nn.Module) -> tuple[str, ...]:
-        """What ``net`` sees of a batch: what it declares in ``inputs``, else lq."""
-        return tuple(getattr(net, 'inputs', ('lq',)))
+    _input_names = staticmethod(input_names)
 
     def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
         return [batch[name] for name in self._input_names(net)]
@@ -348,7 +345,7 @@ class PISRModel(SRModel):
         training = net.training
         net.eval()
         options = self.opt[f'network_{self.label}']
-        window = window_size(options.get('decoder', options))
+        window = window_size(options)
         images = [
             whole_windows(image, window * (image.shape[-1] // self.lq.shape[-1]))
             for image in self._inputs(net, self.batch)
@@ -395,10 +392,9 @@ class PISRModel(SRModel):
         """Measures this rank's images of one set with the network that is shipped."""
         net = getattr(self, 'net_ema', self.net)
         options, data_opt = self.opt[f'network_{self.label}'], dataloader.dataset.opt
-        inner = options.get('decoder', options)
-        channels = argument(inner, 'num_in_ch', 'in_chans', default=1 if data_opt.get('color') == 'y' else 3)
+        channels = input_channels(options, 1 if data_opt.get('color') == 'y' else 3)
         candidate = Candidate(
-            self.opt['name'], net, channels, self.opt['scale'], window_size(inner), self.device, self._input_names(net)
+            self.opt['name'], net, channels, self.opt['scale'], window_size(options), self.device, input_names(net)
         )
         training = net.training
         net.eval()

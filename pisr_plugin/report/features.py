@@ -14,7 +14,7 @@ from basicsr.utils.color_util import rgb2ycbcr
 from torch import Tensor, nn
 
 from pisr_plugin import checkpoint
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_channels, input_names
 from pisr_plugin.distill.estimators import Estimate
 from pisr_plugin.distill.links import default_teacher_tap
 from pisr_plugin.distill.taps import TapReader
@@ -87,13 +87,13 @@ def compact_views(evaluation: Evaluation, truth: np.ndarray) -> list[View]:
     if not teachers:
         raise OptionsError('None of the runs is a teacher that squeezes the HR image into a compact feature.')
     scale = evaluation.scale
-    channels = _channels(next(iter(teachers.values()))[0]['network_t'])
+    channels = input_channels(next(iter(teachers.values()))[0]['network_t'])
     lr = imresize_uint8(truth, 1 / scale)
     views = [View('lr', 'LR image', _display(_tensor(lr, channels))[0], _plane(_tensor(lr, channels)), 1.0)]
     for kind, (options, path) in teachers.items():
         net = _load(options['network_t'], path, options)
         with torch.no_grad():
-            output = net(_tensor(truth, _channels(options['network_t']))[None])
+            output = net(_tensor(truth, input_channels(options['network_t']))[None])
         compact = output.compact[0]
         name = {'imitation': 'compact, with imitation loss', 'free': 'compact, without imitation loss'}[kind]
         if len(teachers) == 1:
@@ -155,7 +155,7 @@ def _maps_of(run: Run, options: dict, lr: np.ndarray) -> dict[str, np.ndarray]:
     models = run.folder / 'models'
     path = models / 'net_g_latest.pth'
     student = _load(options['network_g'], path if path.is_file() or not run.checkpoint else run.checkpoint, options)
-    image = _tensor(lr, _channels(options['network_g']))[None]
+    image = _tensor(lr, input_channels(options['network_g']))[None]
     weights = None
     maps = {}
     for name, link in _section(options, 'distill_opt').items():
@@ -182,11 +182,11 @@ def _maps_of(run: Run, options: dict, lr: np.ndarray) -> dict[str, np.ndarray]:
 def _width(options: dict, link: dict, student_tap: str) -> int:
     """Channels of the teacher's feature in a link."""
     teacher = _build(options['network_t']).eval()
-    channels, scale = _channels(options['network_t']), options['scale']
+    channels, scale = input_channels(options['network_t']), options['scale']
     patches = {'lq': torch.zeros(1, channels, PROBE, PROBE)}
     patches['gt'] = torch.zeros(1, channels, PROBE * scale, PROBE * scale)
     tap = link.get('teacher') or default_teacher_tap(teacher, student_tap)
-    inputs = [patches[name] for name in getattr(teacher, 'inputs', ('lq',))]
+    inputs = [patches[name] for name in input_names(teacher)]
     return TapReader(teacher, [tap]).read(*inputs)[tap].shape[1]
 
 
@@ -217,10 +217,6 @@ def _load(network: dict, path: Path, options: dict) -> nn.Module:
     with quiet():
         checkpoint.load_network(net, path, key)
     return net.eval()
-
-
-def _channels(network: dict) -> int:
-    return argument(network.get('decoder', network), 'num_in_ch', 'in_chans', default=3)
 
 
 def _tensor(image: np.ndarray, channels: int) -> Tensor:
