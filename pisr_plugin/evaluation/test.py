@@ -17,7 +17,6 @@ from basicsr.archs import build_network
 
 from pisr_plugin import __version__, checkpoint
 from pisr_plugin.analysis.complexity import count
-from pisr_plugin.archs.traits import input_channels, input_names, window_size
 from pisr_plugin.data.images import write_png
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.runtime import check_data, make_folder, quiet, runtime_options, write_options
@@ -205,10 +204,8 @@ def build_candidate(stage: Stage, weights: Path | None, compile: bool = False) -
         net = build_network(deepcopy(options))
     checkpoint.load_network(net, weights, opt['path'].get(f'param_key_{stage.network[-1]}', 'params'))
     device = torch.device('cuda' if opt['num_gpu'] else 'cpu')
-    inputs = input_names(net)
     net = optimized(net.to(device), compile=compile)
-    channels = input_channels(options, channels)
-    return Candidate(stage.name or opt['name'], net, channels, opt['scale'], window_size(options), device, inputs)
+    return Candidate.of(stage.name or opt['name'], net, options, opt['scale'], device, channels)
 
 
 def multi_adds_of(network: dict, scale: int) -> int | None:

@@ -23,14 +23,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pisr_plugin import checkpoint, random_state
-from pisr_plugin.archs.traits import input_channels, input_names, window_size
+from pisr_plugin.archs.traits import input_names
 from pisr_plugin.data.degradations import build_degradation
 from pisr_plugin.data.images import write_png
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
-from pisr_plugin.evaluation.measure import Candidate, Measured, measure_images
+from pisr_plugin.evaluation.measure import Candidate, Measured, measure_images, reconstruct
 from pisr_plugin.evaluation.protocol import protocol_of
-from pisr_plugin.inference import whole_windows
 from pisr_plugin.models.graph import CapturedStep
 from pisr_plugin.models.step import (
     DTYPES,
@@ -341,19 +340,16 @@ class PISRModel(SRModel):
 
     @torch.no_grad()
     def test(self) -> None:
-        net = getattr(self, 'net_ema', self.net)
-        training = net.training
-        net.eval()
-        options = self.opt[f'network_{self.label}']
-        window = window_size(options)
-        images = [
-            whole_windows(image, window * (image.shape[-1] // self.lq.shape[-1]))
-            for image in self._inputs(net, self.batch)
-        ]
-        output, _ = split_output(net(*images))
-        height, width = (side * self.opt['scale'] for side in self.lq.shape[-2:])
-        self.output = output[..., :height, :width]
-        net.train(training)
+        candidate = self._candidate()
+        training = candidate.net.training
+        candidate.net.eval()
+        self.output = reconstruct(candidate, self._inputs(candidate.net, self.batch))
+        candidate.net.train(training)
+
+    def _candidate(self, channels: int = 3) -> Candidate:
+        """The network that is shipped; ``channels`` where its options do not say."""
+        net, options = getattr(self, 'net_ema', self.net), self.opt[f'network_{self.label}']
+        return Candidate.of(f'net_{self.label}', net, options, self.opt['scale'], self.device, channels)
 
     def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
@@ -390,14 +386,10 @@ class PISRModel(SRModel):
 
     def _measured(self, dataloader: DataLoader) -> Iterator[Measured]:
         """Measures this rank's images of one set with the network that is shipped."""
-        net = getattr(self, 'net_ema', self.net)
-        options, data_opt = self.opt[f'network_{self.label}'], dataloader.dataset.opt
-        channels = input_channels(options, 1 if data_opt.get('color') == 'y' else 3)
-        candidate = Candidate(
-            self.opt['name'], net, channels, self.opt['scale'], window_size(options), self.device, input_names(net)
-        )
-        training = net.training
-        net.eval()
+        data_opt = dataloader.dataset.opt
+        candidate = self._candidate(1 if data_opt.get('color') == 'y' else 3)
+        training = candidate.net.training
+        candidate.net.eval()
         try:
             yield from measure_images(
                 candidate,
@@ -407,7 +399,7 @@ class PISRModel(SRModel):
                 share=(self.opt['rank'], self.opt['world_size']) if self.opt['dist'] else (0, 1),
             )
         finally:
-            net.train(training)
+            candidate.net.train(training)
 
     def _image_file(self, dataset: str, name: str, current_iter: int) -> str:
         if self.is_train:
