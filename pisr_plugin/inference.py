@@ -28,26 +28,44 @@ _PROBES = 64, 256  # rows of the images on which the reach of a network is looke
 _PHASES = 16  # rows tried in turn: a reach may depend on the place in a block, a window, a stride
 
 
-def load(options: Mapping, weights: str | os.PathLike, param_key: str | None = 'params') -> nn.Module:
+def build(options: Mapping) -> nn.Module:
+    """Builds a registered network.
+
+    Args:
+        options: Its options, with ``type``.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        OptionsError: it cannot be built.
+    """
+    try:
+        return build_network(dict(options)).eval()
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise OptionsError(f'{options.get("type")} cannot be built: {error}') from None
+
+
+def load(
+    options: Mapping, weights: str | os.PathLike, param_key: str | None = 'params', *, sees_gt: bool = False
+) -> nn.Module:
     """Builds a registered network and loads its weights.
 
     Args:
         options: Its options, with ``type``.
         weights: A checkpoint, see :func:`pisr_plugin.checkpoint.load_weights`.
         param_key: The container in it that is wanted.
+        sees_gt: Whether a network that sees the ground truth, as a teacher does, is of use.
 
     Returns:
         The network in evaluation mode.
 
     Raises:
-        OptionsError: the network cannot be built, or sees the ground truth, as a teacher does.
+        OptionsError: the network cannot be built, or sees the ground truth and must not.
         CheckpointError: the file is missing, damaged or belongs to another network.
     """
-    try:
-        net = build_network(dict(options)).eval()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise OptionsError(f'{options["type"]} cannot be built: {error}') from None
-    if 'gt' in input_names(net):
+    net = build(options)
+    if not sees_gt and 'gt' in input_names(net):
         raise OptionsError(f'{options["type"]} sees the HR image, so it cannot make one.')
     checkpoint.load_network(net, weights, param_key)
     return net

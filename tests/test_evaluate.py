@@ -126,6 +126,7 @@ def test_saved_images_are_the_reconstructions(trained):
         ),
         (['--force_yml', 'val:metrics:psnr:type=psnr'], ['val.metrics.psnr.type', 'calculate_psnr']),
         (['--force_yml', 'val:metrics=~'], ['val.metrics', 'no metric']),
+        (['--force_yml', 'network_g:upscale=1'], ['FSRCNN cannot be built', 'found 1']),
         (['--force_yml', 'datasets:val:dataroot_lq=nowhere'], ['datasets.val.dataroot_lq', 'nowhere']),
     ],
 )

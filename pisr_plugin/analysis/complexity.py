@@ -18,7 +18,6 @@ from math import prod
 from pathlib import Path
 
 import torch
-from basicsr.archs import build_network
 from mmengine.analysis import FlopAnalyzer, parameter_count
 from mmengine.analysis.jit_handles import (
     addmm_flop_jit,
@@ -40,6 +39,7 @@ from pisr_plugin.engine.schema import NETWORK, check_options
 from pisr_plugin.engine.stages import unroll
 from pisr_plugin.errors import OptionsError
 from pisr_plugin.files import write_whole
+from pisr_plugin.inference import build
 
 CONVENTIONS = {
     'A': 'multiplications of convolutions, linear layers and matrix products; a transposed convolution once per input '
@@ -148,11 +148,8 @@ def count(
     Raises:
         OptionsError: the network cannot be built, or cannot be counted at ``size``.
     """
-    try:
-        with quiet():
-            net = build_network(dict(options)).eval()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise OptionsError(f'{options["type"]} cannot be built: {error}') from None
+    with quiet():
+        net = build(options)
     channels = input_channels(options)
     counter, macs = _Counter(net, channels, scale), {}
     for convention in conventions:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from basicsr.archs import build_network
 
-from pisr_plugin import __version__, checkpoint
+from pisr_plugin import __version__
 from pisr_plugin.analysis.complexity import count
 from pisr_plugin.data.images import write_png
 from pisr_plugin.engine import cli
@@ -27,7 +26,7 @@ from pisr_plugin.evaluation.images import read_images
 from pisr_plugin.evaluation.measure import Candidate, Result, borders, measure
 from pisr_plugin.evaluation.protocol import PROTOCOLS, Protocol, as_rgb, protocol_of
 from pisr_plugin.evaluation.record import Entry, Evaluation, save, to_markdown
-from pisr_plugin.inference import optimized
+from pisr_plugin.inference import load, optimized
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,6 +191,7 @@ def build_candidate(stage: Stage, weights: Path | None, compile: bool = False) -
     """The network that a stage tests, with its weights.
 
     Raises:
+        OptionsError: the network cannot be built.
         CheckpointError: the checkpoint is missing, damaged or another network's.
     """
     opt = runtime_options(stage, stage.folder, is_train=False)
@@ -201,8 +201,7 @@ def build_candidate(stage: Stage, weights: Path | None, compile: bool = False) -
         return Candidate('bicubic', None, channels, opt['scale'])
     options = opt[stage.network]
     with quiet():
-        net = build_network(deepcopy(options))
-    checkpoint.load_network(net, weights, opt['path'].get(f'param_key_{stage.network[-1]}', 'params'))
+        net = load(options, weights, opt['path'].get(f'param_key_{stage.network[-1]}', 'params'), sees_gt=True)
     device = torch.device('cuda' if opt['num_gpu'] else 'cpu')
     net = optimized(net.to(device), compile=compile)
     return Candidate.of(stage.name or opt['name'], net, options, opt['scale'], device, channels)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from basicsr.archs import build_network
 from basicsr.utils.color_util import rgb2ycbcr
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from pisr_plugin.distill.links import default_teacher_tap
 from pisr_plugin.distill.taps import TapReader
 from pisr_plugin.engine.runtime import quiet
 from pisr_plugin.errors import CheckpointError, OptionsError, PISRError
+from pisr_plugin.inference import build, load
 from pisr_plugin.report.evaluation import Evaluation, Run
 from pisr_plugin.resize import imresize_uint8
 
@@ -163,15 +163,16 @@ def _maps_of(run: Run, options: dict, lr: np.ndarray) -> dict[str, np.ndarray]:
             continue
         weights = weights or checkpoint.load_weights(models / 'net_e_latest.pth')
         tap = link.get('student') or getattr(student, 'default_tap', None)
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             feature = TapReader(student, [tap]).read(image)[tap]
-            estimator = _build({**link['estimator'], 'in_ch': feature.shape[1], 'out_ch': _width(options, link, tap)})
+            width = _width(options, link, tap)
+            estimator = build({**link['estimator'], 'in_ch': feature.shape[1], 'out_ch': width})
             own = {key.removeprefix(f'{name}.'): value for key, value in weights.items() if key.startswith(f'{name}.')}
             try:
                 estimator.load_state_dict(own)
             except RuntimeError:
                 raise CheckpointError(f'{models.name}/net_e_latest.pth does not fit the estimator of {name}.') from None
-            estimate = estimator.eval()(feature)
+            estimate = estimator(feature)
         if isinstance(estimate, Estimate) and min(estimate.scale.shape[2:]) > 1:
             maps[name] = estimate.scale[0].mean(0).numpy()
     if not maps:
@@ -181,7 +182,7 @@ def _maps_of(run: Run, options: dict, lr: np.ndarray) -> dict[str, np.ndarray]:
 
 def _width(options: dict, link: dict, student_tap: str) -> int:
     """Channels of the teacher's feature in a link."""
-    teacher = _build(options['network_t']).eval()
+    teacher = build(options['network_t'])
     channels, scale = input_channels(options['network_t']), options['scale']
     patches = {'lq': torch.zeros(1, channels, PROBE, PROBE)}
     patches['gt'] = torch.zeros(1, channels, PROBE * scale, PROBE * scale)
@@ -203,20 +204,10 @@ def _section(options: dict, key: str) -> dict:
     return (options.get('train') or {}).get(key) or {}
 
 
-def _build(options: dict) -> nn.Module:
-    try:
-        with quiet():
-            return build_network(dict(options))
-    except (KeyError, TypeError, ValueError) as error:
-        raise OptionsError(f'{options.get("type")} cannot be built here: {error}') from None
-
-
 def _load(network: dict, path: Path, options: dict) -> nn.Module:
-    net = _build(network)
     key = 'params_ema' if (options.get('train') or {}).get('ema_decay') else 'params'
     with quiet():
-        checkpoint.load_network(net, path, key)
-    return net.eval()
+        return load(network, path, key, sees_gt=True)
 
 
 def _tensor(image: np.ndarray, channels: int) -> Tensor:
