@@ -26,6 +26,7 @@ from pisr_plugin import checkpoint, random_state
 from pisr_plugin.archs.traits import input_names
 from pisr_plugin.data.degradations import build_degradation
 from pisr_plugin.data.images import write_png
+from pisr_plugin.data.noise import noise_batch
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
 from pisr_plugin.evaluation.measure import Candidate, Measured, measure_images, reconstruct
@@ -261,14 +262,7 @@ class PISRModel(SRModel):
 
     def _sample_batch(self) -> dict[str, Tensor]:
         """One noise image pair shaped like a training patch, drawn without touching the random state."""
-        data_opt, scale = self.opt['datasets']['train'], self.opt['scale']
-        channels = 1 if data_opt.get('color') == 'y' else 3
-        size = data_opt.get('gt_size') or 32 * scale
-        generator = torch.Generator().manual_seed(0)
-        return {
-            'lq': torch.rand(1, channels, size // scale, size // scale, generator=generator).to(self.device),
-            'gt': torch.rand(1, channels, size, size, generator=generator).to(self.device),
-        }
+        return {name: image.to(self.device) for name, image in noise_batch(self.opt, 1).items()}
 
     @torch.no_grad()
     def _check_network(self, batch: dict[str, Tensor]) -> None:
