@@ -168,6 +168,15 @@ def test_what_does_not_fit_is_refused_when_built(changes, fragments):
     assert all(fragment in str(error.value) for fragment in fragments), error.value
 
 
+def test_a_teacher_that_fails_in_full_precision_is_named(monkeypatch):
+    def fail(*_):
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr('pisr_plugin.models.pisr_model.Targets.__call__', fail)
+    with pytest.raises(OptionsError, match='^network_t: PITeacher does not run: out of memory'):
+        build_model(options())
+
+
 def test_the_teacher_without_an_hourglass_links_by_its_pooled_feature(batch):
     model = build_model(options(network_t={'type': 'HRFSRCNN', 'upscale': 2, 'd': 8, 's': 4, 'm': 1}))
     assert model.links[0].teacher == 'pooled'

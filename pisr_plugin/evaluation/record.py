@@ -217,17 +217,15 @@ def to_markdown(evaluation: Evaluation) -> str:
     seconds = any(
         result.seconds for entry in evaluation.entries for result in next(iter(entry.results.values())).values()
     )
-    published = any(entry.published for entry in evaluation.entries)
+    published = [name for name in sets if any(name in entry.published for entry in evaluation.entries)]
     headings = ['network', 'parameters', *sets]
-    headings += [f'{name}, published' for name in sets if any(name in entry.published for entry in evaluation.entries)]
+    headings += [f'{name}, published' for name in published]
     headings += ['ms per image'] if seconds else []
     lines = [evaluation.how, '', f'| {" | ".join(headings)} |', '|---' * len(headings) + '|']
     for entry in evaluation.entries:
         cells = [entry.title, f'{entry.parameters:,}' if entry.parameters else '-']
         cells += [' / '.join(_cell(evaluation, entry, name, metric) for metric in metrics) for name in sets]
-        if published:
-            wanted = [name for name in sets if any(name in one.published for one in evaluation.entries)]
-            cells += [_published(entry.published.get(name)) for name in wanted]
+        cells += [_published(entry.published.get(name)) for name in published]
         if seconds:
             times = [statistics.median(result.seconds) for result in next(iter(entry.results.values())).values()]
             cells.append(' / '.join(f'{1000 * value:.0f}' for value in times))

@@ -246,6 +246,7 @@ def save_ground_truth(options: Mapping[str, Any], folder: Path) -> dict[str, dic
 
 
 def bicubic(stage: Stage) -> Stage:
+    """The stage that measures bicubic interpolation on the test sets of another."""
     return Stage('bicubic', stage.options, stage.folder.with_name('bicubic'))
 
 

@@ -180,6 +180,8 @@ class PISRModel(SRModel):
             except RuntimeError as error:
                 precision = 'amp_teacher' if dtype else 'amp'
                 name, value = type(self.teacher).__name__, getattr(options, precision)
+                if value is None:
+                    raise OptionsError(f'network_t: {name} does not run: {error}') from None
                 raise OptionsError(f'train.{precision}: {name} does not run in {value}: {error}') from None
         objective = Objective(
             self.linked, self.links, self._input_names(self.net), self.cri_pix, self.cri_imitation, autocast
