@@ -40,16 +40,6 @@ def options(**changes) -> dict:
     return opt
 
 
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(1)
-    return {
-        'lq': torch.rand(2, 1, 8, 8, generator=generator),
-        'gt': torch.rand(2, 1, 16, 16, generator=generator),
-        'lq_path': ['a', 'b'],
-    }
-
-
 def step(model, batch, current_iter=1):
     model.feed_data(batch)
     model.optimize_parameters(current_iter)
