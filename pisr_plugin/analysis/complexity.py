@@ -35,7 +35,7 @@ from pisr_plugin.archs.traits import argument, input_channels, input_names
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.recipe import compose, override
 from pisr_plugin.engine.runtime import make_folder, quiet
-from pisr_plugin.engine.schema import NETWORK, check_options
+from pisr_plugin.engine.schema import check_network, check_options
 from pisr_plugin.engine.stages import unroll
 from pisr_plugin.errors import OptionsError
 from pisr_plugin.files import write_whole
@@ -124,10 +124,7 @@ def _of_recipe(path: str, changes: list[str]) -> tuple[str, dict, int]:
 
 def _of_type(network: str, arguments: list[str]) -> tuple[str, dict, int]:
     options = override({'type': network}, arguments, '--arg')
-    problems: list[str] = []
-    NETWORK.check(options, '--type', problems)
-    if problems:
-        raise OptionsError('\n'.join(problems))
+    check_network(options, '--type')
     return network, options, argument(options, 'upscale', 'scale', default=1)
 
 

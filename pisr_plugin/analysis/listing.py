@@ -34,8 +34,7 @@ from pisr_plugin.engine.docstrings import argument_docs, first_sentence
 from pisr_plugin.engine.json_schema import recipe_schema
 from pisr_plugin.engine.recipe import override
 from pisr_plugin.engine.runtime import make_folder, quiet
-from pisr_plugin.engine.schema import NETWORK, argument_type, arguments, check_options, registered, registered_names
-from pisr_plugin.engine.stages import select, unroll
+from pisr_plugin.engine.schema import argument_type, arguments, check_network, registered, registered_names
 from pisr_plugin.errors import OptionsError, choice
 from pisr_plugin.files import write_whole
 
@@ -167,9 +166,7 @@ def list_taps(args: argparse.Namespace) -> list[str]:
         return tap_lines(option, args.size, '--arg')
     if args.arg:
         raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
-    stages = unroll(cli.load_recipe(args))
-    stage = select(stages, args.stage or stages[-1].name)[0]
-    check_options(stage.options, stage.place)
+    stage = cli.load_stage(args)
     lines: list[str] = []
     for key in ('network_g', 'network_t'):
         if stage.options.get(key):
@@ -188,10 +185,7 @@ def tap_lines(option: dict, size: Sequence[int] | None = None, place: str = '') 
     Raises:
         OptionsError: it cannot be built, or not run on noise of this size.
     """
-    problems: list[str] = []
-    NETWORK.check(option, place, problems)
-    if problems:
-        raise OptionsError('\n'.join(problems))
+    check_network(option, place)
     with quiet(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         net, inputs, size = _dry_network(option, size, place)
