@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from basicsr.utils import AvgTimer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import Action, Settings, measure
+from benchmarks.operators import OperatorCount
 from benchmarks.report import Table
 from benchmarks.workload import build, iterate, make_batch, plain_loop, stage_options
 from pisr_plugin.engine.progress import Progress
@@ -18,23 +18,6 @@ from pisr_plugin.engine.progress import Progress
 _PATCH = ['datasets:train:gt_size=8', 'datasets:train:batch_size_per_gpu=1']
 _EMA = ['train:ema_decay=0.999']
 _PLAIN, _BARE = 'plain loop', 'bare loop, fused Adam'
-
-
-class OperatorCount(TorchDispatchMode):
-    """Counts the operators that run inside it, without views, which cost no kernel.
-
-    Attributes:
-        names: ``{operator: calls}``.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view:
-            self.names[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def run(settings: Settings) -> list[Table]:
@@ -65,7 +48,7 @@ def run(settings: Settings) -> list[Table]:
             'us': 1e6 * timings.median(name),
             'times_bare': timings.ratio(name, _BARE),
             'times_faster_than_plain': timings.speedup(name, _PLAIN),
-            'operators': sum(counts[name].values()),
+            'operators': counts[name].total(),
             'scalars_read_back': counts[name]['aten._local_scalar_dense.default'],
         }
         for name in steps

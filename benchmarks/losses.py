@@ -1,6 +1,6 @@
 """What each distillation loss costs, estimator included, forward and backward: the cost table of docs/losses.md.
 
-``python benchmarks/losses.py --size 1 56 96 96``
+``python -m benchmarks.losses --size 1 56 96 96``
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import time
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.operators import OperatorCount
 from pisr_plugin import losses
 from pisr_plugin.archs import FSRCNN
 from pisr_plugin.distill.estimators import Adapter, LocationFreeScale, LocationScale
@@ -34,18 +34,6 @@ ROWS = [
     ('VIDLaplaceLoss', {}, LocationFreeScale),
     ('VIDGaussianLoss', {}, LocationScale),
 ]
-
-
-class OperatorCount(TorchDispatchMode):
-    """Counts the operators that reach the device; views do not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
 
 
 def step(estimator: nn.Module | None, loss: nn.Module, feature: Tensor, target: Tensor) -> None:
@@ -95,7 +83,7 @@ def main() -> None:
             times.append(time.perf_counter() - start)
         label = kind + ''.join(f', {key}: {value}' for key, value in options.items())
         print(
-            f'| {label} | {estimator_kind.__name__ if estimator_kind else "none"} | {operators.count} '
+            f'| {label} | {estimator_kind.__name__ if estimator_kind else "none"} | {operators.names.total()} '
             f'| {flops.get_total_flops() / 1e9:.2f} | {saved_bytes(*run) / 2**20:.1f} | {min(times) * 1e3:.1f} |'
         )
 

@@ -20,7 +20,7 @@ from torch._inductor import config as inductor
 from torch.nn import functional as F
 
 from pisr_plugin import checkpoint
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_names
 from pisr_plugin.errors import OptionsError
 from pisr_plugin.resize import imresize
 
@@ -28,35 +28,47 @@ _PROBES = 64, 256  # rows of the images on which the reach of a network is looke
 _PHASES = 16  # rows tried in turn: a reach may depend on the place in a block, a window, a stride
 
 
-def load(options: Mapping, weights: str | os.PathLike, param_key: str | None = 'params') -> nn.Module:
+def build(options: Mapping) -> nn.Module:
+    """Builds a registered network.
+
+    Args:
+        options: Its options, with ``type``.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        OptionsError: it cannot be built.
+    """
+    try:
+        return build_network(dict(options)).eval()
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise OptionsError(f'{options.get("type")} cannot be built: {error}') from None
+
+
+def load(
+    options: Mapping, weights: str | os.PathLike, param_key: str | None = 'params', *, sees_gt: bool = False
+) -> nn.Module:
     """Builds a registered network and loads its weights.
 
     Args:
         options: Its options, with ``type``.
         weights: A checkpoint, see :func:`pisr_plugin.checkpoint.load_weights`.
         param_key: The container in it that is wanted.
+        sees_gt: Whether a network that sees the ground truth, as a teacher does, is of use.
 
     Returns:
         The network in evaluation mode.
 
     Raises:
-        OptionsError: the network cannot be built, or sees the ground truth, as a teacher does.
+        OptionsError: the network cannot be built, or sees the ground truth and must not.
         CheckpointError: the file is missing, damaged or belongs to another network.
     """
-    try:
-        net = build_network(dict(options)).eval()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise OptionsError(f'{options["type"]} cannot be built: {error}') from None
-    if 'gt' in getattr(net, 'inputs', ()):
+    net = build(options)
+    if not sees_gt and 'gt' in input_names(net):
         raise OptionsError(f'{options["type"]} sees the HR image, so it cannot make one.')
     checkpoint.load_network(net, weights, param_key)
     return net
-
-
-def window_size(options: Mapping) -> int:
-    """Side of the windows that a network works in, of which its input must hold whole ones; 1 where it has none."""
-    window = argument(options, 'window_size', default=1)
-    return window if isinstance(window, int) else 1
 
 
 def optimized(net: nn.Module, *, compile: bool = False, example: Tensor | None = None) -> nn.Module:
@@ -99,7 +111,8 @@ def upscale(
     Args:
         net: A network in evaluation mode, see :func:`optimized`.
         lq: (N, C, H, W) on the network's device.
-        window: Side of the windows that the network works in, see :func:`window_size`; the image is mirrored at its
+        window: Side of the windows that the network works in, see
+            :func:`pisr_plugin.archs.traits.window_size`; the image is mirrored at its
             right and lower border until whole windows fill it.
         strips: Rows of ``lq`` to compute at a time; all at once by default. The values are the same to rounding.
         halo: Rows of context above and below a strip; found by :func:`strip_halo` by default, which takes a moment.

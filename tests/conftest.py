@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from pisr_plugin.resize import imresize_uint8
@@ -84,3 +85,23 @@ class Workspace:
 def workspace(tmp_path, monkeypatch) -> Workspace:
     monkeypatch.chdir(tmp_path)
     return Workspace(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def one_thread():
+    """On images this small a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def batch() -> dict:
+    """Two HR/LR pairs of one channel at x2, as a data loader gives them."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        'lq': torch.rand(2, 1, 8, 8, generator=generator),
+        'gt': torch.rand(2, 1, 16, 16, generator=generator),
+        'lq_path': ['a', 'b'],
+    }

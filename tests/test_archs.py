@@ -153,16 +153,8 @@ CASES = {
     'PITeacher_FSRCNN_L': teacher(FSRCNN_L[2], 234_204, d=56, s=56),
     'PITeacher_prelu': teacher(FSRCNN[2], 98_729, last_activation=True),
 }
+pytestmark = pytest.mark.usefixtures('one_thread')
 each_case = pytest.mark.parametrize('case', CASES.values(), ids=CASES.keys())
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """On images this small a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def outputs(network: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -13,6 +13,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils.registry import LOSS_REGISTRY
+from test_model import options as stage_options
 
 from pisr_plugin import losses
 from pisr_plugin.distill.estimators import LocationFreeScale
@@ -321,39 +322,11 @@ FSRCNN = {'type': 'FSRCNN', 'd': 6, 's': 4, 'm': 1, 'upscale': 2}
 WIDER_TEACHER = {'type': 'PITeacher', 'upscale': 2, 'decoder': {**FSRCNN, 'd': 8}}
 
 
-@pytest.fixture
-def batch() -> dict:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        'lq': torch.rand(2, 1, 8, 8, generator=generator),
-        'gt': torch.rand(2, 1, 16, 16, generator=generator),
-        'lq_path': ['a', 'b'],
-    }
-
-
 def student_stage(link: dict) -> object:
     """A student of 6 channels that learns from a teacher of 8, by one link and nothing else."""
     torch.manual_seed(0)
-    return build_model(
-        {
-            'num_gpu': 0,
-            'is_train': True,
-            'dist': False,
-            'rank': 0,
-            'world_size': 1,
-            'scale': 2,
-            'model_type': 'PISRModel',
-            'datasets': {'train': {'color': 'y', 'gt_size': 16}},
-            'path': {},
-            'network_g': FSRCNN,
-            'network_t': WIDER_TEACHER,
-            'train': {
-                'optim_g': {'type': 'Adam', 'lr': 1e-3},
-                'scheduler': {'type': 'MultiStepLR', 'milestones': [100]},
-                'distill_opt': {'body': link},
-            },
-        }
-    )
+    train = {'pixel_opt': None, 'distill_opt': {'body': link}}
+    return build_model(stage_options(network_g=FSRCNN, network_t=WIDER_TEACHER, train=train))
 
 
 def two_steps(model, batch: dict) -> list[float]:

@@ -80,6 +80,13 @@ def test_bicubic_alone_needs_hr_files_alone(workspace, capsys):
     assert 'write a name and a folder' in capsys.readouterr().err
 
 
+def test_the_border_that_is_named_is_that_of_each_metric(workspace, capsys):
+    recipe = str(workspace.recipe('baseline'))
+    assert run_test(['-opt', recipe, '--bicubic', '--force_yml', 'val:metrics:ssim:crop_border=5']) == 0
+    assert 'psnr / ssim at x2' in (printed := capsys.readouterr().out) and '; 2 / 5 pixels left out' in printed
+    assert read_evaluation()['protocol']['borders'] == {'psnr': 2, 'ssim': 5}
+
+
 def test_a_named_checkpoint_is_tested_instead(trained, capsys):
     net = build_network({'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2})
     torch.save(net.state_dict(), 'plain.pth')
@@ -119,6 +126,7 @@ def test_saved_images_are_the_reconstructions(trained):
         ),
         (['--force_yml', 'val:metrics:psnr:type=psnr'], ['val.metrics.psnr.type', 'calculate_psnr']),
         (['--force_yml', 'val:metrics=~'], ['val.metrics', 'no metric']),
+        (['--force_yml', 'network_g:upscale=1'], ['FSRCNN cannot be built', 'found 1']),
         (['--force_yml', 'datasets:val:dataroot_lq=nowhere'], ['datasets.val.dataroot_lq', 'nowhere']),
     ],
 )

@@ -98,16 +98,12 @@ def test_resumed_feed_goes_on_as_the_unbroken_one(workers):
     options = {**OPTIONS, 'num_worker_per_gpu': workers}
     unbroken = stream(12)
     assert same(stream(7, options, start_iter=5), unbroken[5:])
-    accumulated = stream(12, options, start_iter=2, batches_per_iter=2)
-    assert same(accumulated[:8], unbroken[4:])
 
 
-def test_ranks_and_accumulation_share_the_samples_of_one_large_batch():
+def test_ranks_share_the_samples_of_one_large_batch():
     large = stream(3, {**OPTIONS, 'batch_size_per_gpu': 8})
     ranks = [stream(3, rank=rank, world_size=2) for rank in range(2)]
     assert same([torch.cat(parts) for parts in zip(*ranks)], large)
-    small = stream(6, batches_per_iter=2)
-    assert same([torch.cat(small[first : first + 2]) for first in (0, 2, 4)], large)
 
 
 def test_seed_decides():
@@ -115,7 +111,7 @@ def test_seed_decides():
 
 
 def test_epochs_are_counted_in_iterations():
-    with make_feed(Noise(), OPTIONS, seed=0, batches_per_iter=2) as feed:  # 8 of 10 images in each iteration
+    with make_feed(Noise(), {**OPTIONS, 'batch_size_per_gpu': 8}, seed=0) as feed:  # of 10 images
         assert [feed.epoch(iteration) for iteration in range(6)] == [0, 0, 1, 2, 3, 4]
 
 

@@ -20,16 +20,8 @@ from pisr_plugin.distill.links import default_teacher_tap, transfer_weights
 from pisr_plugin.distill.taps import TapReader
 from pisr_plugin.engine.train import main as train
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 SMALL = {'num_feat': 8, 'num_block': 2, 'num_estimator_block': 1}
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """On images this small a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(kind: str, scale: int = 2, **options) -> nn.Module:

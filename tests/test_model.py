@@ -40,16 +40,6 @@ def options(**changes) -> dict:
     return opt
 
 
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(1)
-    return {
-        'lq': torch.rand(2, 1, 8, 8, generator=generator),
-        'gt': torch.rand(2, 1, 16, 16, generator=generator),
-        'lq_path': ['a', 'b'],
-    }
-
-
 def step(model, batch, current_iter=1):
     model.feed_data(batch)
     model.optimize_parameters(current_iter)
@@ -166,6 +156,15 @@ def test_what_does_not_fit_is_refused_when_built(changes, fragments):
     with pytest.raises(OptionsError if 'differ in size' not in fragments else Exception) as error:
         build_model(options(**changes))
     assert all(fragment in str(error.value) for fragment in fragments), error.value
+
+
+def test_a_teacher_that_fails_in_full_precision_is_named(monkeypatch):
+    def fail(*_):
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr('pisr_plugin.models.pisr_model.Targets.__call__', fail)
+    with pytest.raises(OptionsError, match='^network_t: PITeacher does not run: out of memory'):
+        build_model(options())
 
 
 def test_the_teacher_without_an_hourglass_links_by_its_pooled_feature(batch):

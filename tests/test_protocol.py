@@ -109,6 +109,16 @@ def test_bicubic_of_8_bit_rgb_is_rounded_between_rows_and_columns(sets):
     assert result.mean['psnr'] == pytest.approx(np.mean([values['psnr'] for values in result.images.values()]))
 
 
+def test_each_metric_leaves_out_the_border_that_it_names_else_the_scale(sets):
+    psnr = {'type': 'calculate_psnr'}
+    metrics = {'none': {**psnr, 'crop_border': 0}, 'wide': {**psnr, 'crop_border': 9}, 'unsaid': psnr}
+    result = measure(Candidate('bicubic', None, 3, 2), sets, PROTOCOLS['rgb'], metrics)
+    for sample in read_images(sets):
+        sr = imresize_uint8(sample.lq, 2)
+        expected = [calculate_psnr(sr, sample.gt, border) for border in (0, 9, 2)]
+        assert list(result.images[sample.name].values()) == pytest.approx(expected) and len(set(expected)) == 3
+
+
 def test_lr_made_of_hr_is_the_lr_that_was_given(sets):
     given = measure(Candidate('bicubic', None, 3, 2), sets, PROTOCOLS['rgb8'], METRICS)
     made = measure(Candidate('bicubic', None, 3, 2), {**sets, 'dataroot_lq': None}, PROTOCOLS['rgb8'], METRICS)

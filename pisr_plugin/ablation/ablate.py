@@ -68,7 +68,10 @@ def ablate(args: argparse.Namespace) -> int:
         runner = ClusterJobs(folder / 'logs', args.cluster, dict(_parameter(entry) for entry in args.cluster_args))
     else:
         runner = LocalJobs(jobs, folder / 'logs')
-    if not train_plan(plan, folder / 'recipe.yml', runner, jobs, args.plugin):
+    if pending:
+        finished = len(plan.stages) - len(pending)
+        print(f'{finished} of {len(plan.stages)} stages are finished, {len(pending)} to train.')
+    if not train_plan(pending, folder / 'recipe.yml', runner, jobs, args.plugin):
         print('Stopped; go on with the same command.')
         return cli.STOPPED
     results = Path.cwd() / 'results' / grid.name

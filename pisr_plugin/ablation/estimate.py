@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
+from pisr_plugin.data.noise import noise_batch
 from pisr_plugin.engine.runtime import runtime_options
 from pisr_plugin.engine.stages import Stage
 from pisr_plugin.engine.states import States
@@ -58,10 +57,7 @@ def _trial(stage: Stage, to_come: set[Path]) -> float:
     opt = runtime_options(stage, stage.folder, is_train=True)
     opt['train'] = {key: value for key, value in opt['train'].items() if key != 'compile'}
     model = build_trial(opt, to_come)
-    data, scale = opt['datasets']['train'], opt['scale']
-    shape = (data['batch_size_per_gpu'], 1 if data.get('color') == 'y' else 3)
-    sides = {'lq': data['gt_size'] // scale, 'gt': data['gt_size']}
-    batch = {name: torch.rand(*shape, side, side) for name, side in sides.items()}
+    batch = noise_batch(opt, opt['datasets']['train']['batch_size_per_gpu'])
     times = []
     for step in range(1, _STEPS + 2):
         started = time.perf_counter()

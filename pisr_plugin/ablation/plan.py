@@ -11,7 +11,7 @@ import yaml
 
 from pisr_plugin.ablation.grid import Grid
 from pisr_plugin.engine.schema import check_options
-from pisr_plugin.engine.stages import HAND_OFF, INCIDENTAL, Stage, unroll
+from pisr_plugin.engine.stages import HAND_OFF, Stage, decisive, unroll
 from pisr_plugin.files import write_whole
 
 
@@ -79,7 +79,5 @@ def _describe(stage: Stage, names: dict[Path, str]) -> dict:
 
 def _digest(described: dict) -> str:
     """Six letters that differ when the stage's weights would."""
-    decisive = {key: value for key, value in described.items() if key not in ('name', *INCIDENTAL)}
-    decisive['datasets'] = {'train': described.get('datasets', {}).get('train')}
-    text = json.dumps(decisive, sort_keys=True, default=str)
+    text = json.dumps(decisive(described), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:6]

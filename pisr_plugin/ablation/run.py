@@ -16,10 +16,8 @@ from typing import Protocol
 
 import torch
 
-from pisr_plugin.ablation.plan import Plan
 from pisr_plugin.engine.stages import Stage
 from pisr_plugin.engine.stopping import Stop
-from pisr_plugin.engine.train import is_finished
 from pisr_plugin.errors import InstallError, PISRError
 
 _POLL_SECONDS = 0.5
@@ -114,21 +112,21 @@ class _ClusterJob:
 
 
 def train_plan(
-    plan: Plan,
+    stages: Iterable[Stage],
     recipe: Path,
     jobs: LocalJobs | ClusterJobs,
     at_once: int,
     plugins: Iterable[str] = (),
     tell: Callable[[str], None] = print,
 ) -> bool:
-    """Trains every stage that is not finished, each as soon as what it needs is there.
+    """Trains stages, each as soon as what it needs is there.
 
     A stage that fails takes with it only those that need it. Ctrl-C and SIGTERM stop the stages in training, which
     save; the same call goes on with them.
 
     Args:
-        plan: What to train.
-        recipe: The plan as a recipe, see :func:`~pisr_plugin.ablation.plan.write_recipe`.
+        stages: What to train.
+        recipe: The file that holds them, see :func:`~pisr_plugin.ablation.plan.write_recipe`.
         jobs: Where stages run.
         at_once: How many run at once.
         plugins: Modules to import first.
@@ -140,12 +138,10 @@ def train_plan(
     Raises:
         PISRError: stages failed; all others are finished.
     """
-    waiting = [stage for stage in plan.stages.values() if not is_finished(stage)]
+    waiting = list(stages)
     total, done, stopping = len(waiting), 0, False
     running: dict[str, tuple[Job, float]] = {}
     failed: list[str] = []
-    if waiting:
-        tell(f'{len(plan.stages) - total} of {len(plan.stages)} stages are finished, {total} to train.')
     with Stop() as stop, stop.deferred():
         while True:
             startable = (

@@ -18,7 +18,6 @@ from math import prod
 from pathlib import Path
 
 import torch
-from basicsr.archs import build_network
 from mmengine.analysis import FlopAnalyzer, parameter_count
 from mmengine.analysis.jit_handles import (
     addmm_flop_jit,
@@ -32,14 +31,15 @@ from mmengine.analysis.jit_handles import (
 )
 from torch import nn
 
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import argument, input_channels, input_names
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.recipe import compose, override
 from pisr_plugin.engine.runtime import make_folder, quiet
-from pisr_plugin.engine.schema import NETWORK, check_options
+from pisr_plugin.engine.schema import check_network, check_options
 from pisr_plugin.engine.stages import unroll
 from pisr_plugin.errors import OptionsError
 from pisr_plugin.files import write_whole
+from pisr_plugin.inference import build
 
 CONVENTIONS = {
     'A': 'multiplications of convolutions, linear layers and matrix products; a transposed convolution once per input '
@@ -124,10 +124,7 @@ def _of_recipe(path: str, changes: list[str]) -> tuple[str, dict, int]:
 
 def _of_type(network: str, arguments: list[str]) -> tuple[str, dict, int]:
     options = override({'type': network}, arguments, '--arg')
-    problems: list[str] = []
-    NETWORK.check(options, '--type', problems)
-    if problems:
-        raise OptionsError('\n'.join(problems))
+    check_network(options, '--type')
     return network, options, argument(options, 'upscale', 'scale', default=1)
 
 
@@ -148,12 +145,9 @@ def count(
     Raises:
         OptionsError: the network cannot be built, or cannot be counted at ``size``.
     """
-    try:
-        with quiet():
-            net = build_network(dict(options)).eval()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise OptionsError(f'{options["type"]} cannot be built: {error}') from None
-    channels = argument(options.get('decoder', options), 'num_in_ch', 'in_chans', default=3)
+    with quiet():
+        net = build(options)
+    channels = input_channels(options)
     counter, macs = _Counter(net, channels, scale), {}
     for convention in conventions:
         sides = [side // scale if convention == 'C' else Fraction(side, scale) for side in reversed(size)]
@@ -201,7 +195,7 @@ class _Counter:
 
     @torch.no_grad()
     def _trace(self, height: int, width: int) -> dict[str, int]:
-        factors = [self.scale if name == 'gt' else 1 for name in getattr(self.net, 'inputs', ('lq',))]
+        factors = [self.scale if name == 'gt' else 1 for name in input_names(self.net)]
         images = tuple(torch.zeros(1, self.channels, height * factor, width * factor) for factor in factors)
         analyzer = FlopAnalyzer(self.net, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return dict(analyzer.tracer_warnings('none').clear_op_handles().set_op_handle(**HANDLES).by_operator())

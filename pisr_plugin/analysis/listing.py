@@ -28,13 +28,13 @@ from basicsr.utils.registry import (
 from torch import Tensor, nn
 
 from pisr_plugin.analysis.dry_run import Row, table, trace
+from pisr_plugin.archs.traits import argument, input_channels, input_names, window_size
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.docstrings import argument_docs, first_sentence
 from pisr_plugin.engine.json_schema import recipe_schema
 from pisr_plugin.engine.recipe import override
 from pisr_plugin.engine.runtime import make_folder, quiet
-from pisr_plugin.engine.schema import NETWORK, argument_type, arguments, check_options, registered, registered_names
-from pisr_plugin.engine.stages import select, unroll
+from pisr_plugin.engine.schema import argument_type, arguments, check_network, registered, registered_names
 from pisr_plugin.errors import OptionsError, choice
 from pisr_plugin.files import write_whole
 
@@ -117,10 +117,10 @@ def describe(registry: Registry, name: str) -> list[str]:
     target = _registered(registry, name)
     docs = argument_docs(target)
     rows = []
-    for argument, parameter in arguments(target)[0].items():
+    for key, parameter in arguments(target)[0].items():
         default = 'required' if parameter.default is parameter.empty else f'= {_text(parameter.default)}'
-        text = docs[argument].text if argument in docs else ''
-        rows.append((argument, argument_type(target, argument), default, text))
+        text = docs[key].text if key in docs else ''
+        rows.append((key, argument_type(target, key), default, text))
     if 'opt' in docs:  # of a dataset: what its options may hold
         rows += [(f'  {key}', entry.kind, '', entry.text) for key, entry in docs.items() if key != 'opt']
     return [f'{name} ({target.__module__}): {first_sentence(target)}', *(f'  {line}' for line in _columns(rows))]
@@ -166,9 +166,7 @@ def list_taps(args: argparse.Namespace) -> list[str]:
         return tap_lines(option, args.size, '--arg')
     if args.arg:
         raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
-    stages = unroll(cli.load_recipe(args))
-    stage = select(stages, args.stage or stages[-1].name)[0]
-    check_options(stage.options, stage.place)
+    stage = cli.load_stage(args)
     lines: list[str] = []
     for key in ('network_g', 'network_t'):
         if stage.options.get(key):
@@ -187,10 +185,7 @@ def tap_lines(option: dict, size: Sequence[int] | None = None, place: str = '') 
     Raises:
         OptionsError: it cannot be built, or not run on noise of this size.
     """
-    problems: list[str] = []
-    NETWORK.check(option, place, problems)
-    if problems:
-        raise OptionsError('\n'.join(problems))
+    check_network(option, place)
     with quiet(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         net, inputs, size = _dry_network(option, size, place)
@@ -211,19 +206,19 @@ def _dry_network(
     option: dict, size: Sequence[int] | None, place: str
 ) -> tuple[nn.Module, dict[str, Tensor], tuple[int, int]]:
     """Builds a network and noise images for it; returns both and the size of the LR image."""
-    window = _argument(option, 'window_size', default=1)
+    window = window_size(option)
     try:
         with redirect_stdout(None):  # BasicSR prints when a name has its suffix
             net = build_network(option)
     except Exception as error:  # the constructor of any network: whatever it raises is about its arguments
         hint = f' (img_size must be a multiple of window_size, {window}.)' if window > 1 else ''
         raise OptionsError(f'{place}: {option["type"]} cannot be built: {error}{hint}') from None
-    scale = _argument(option, 'upscale', 'scale', default=1)
-    channels = _argument(option, 'num_in_ch', 'in_chans', 'in_channels', default=3)
+    scale = argument(option, 'upscale', 'scale', default=1)
+    channels = input_channels(option)
     height, width = _lr_size(option, size)
     generator = torch.Generator().manual_seed(0)
     shapes = {'lq': (1, channels, height, width), 'gt': (1, channels, height * scale, width * scale)}
-    seen = getattr(net, 'inputs', ('lq',))
+    seen = input_names(net)
     if not set(seen) <= set(shapes):
         raise OptionsError(f'{place}: {option["type"]} sees {", ".join(seen)}; noise stands in for lq and gt alone.')
     return net, {name: torch.rand(shapes[name], generator=generator) for name in seen}, (height, width)
@@ -233,20 +228,9 @@ def _lr_size(option: dict, size: Sequence[int] | None) -> tuple[int, int]:
     """The size asked for, else 24x24, or what comes next where a network works in windows."""
     if size:
         return size[0], size[1]
-    window = _argument(option, 'window_size', default=1)
+    window = window_size(option)
     side = window * math.ceil(24 / window)
     return side, side
-
-
-def _argument(option: dict, *names: str, default: int) -> int:
-    """What the network of these options, or one inside it, takes for the first of ``names`` that it knows."""
-    parameters = arguments(registered(ARCH_REGISTRY, option['type']))[0]
-    inner = [value for value in option.values() if isinstance(value, dict) and 'type' in value]
-    for name in names:
-        value = option.get(name, parameters[name].default if name in parameters else None)
-        if isinstance(value, int):
-            return value
-    return _argument(inner[0], *names, default=default) if inner else default
 
 
 def _run(net: nn.Module, inputs: dict[str, Tensor], place: str) -> list:

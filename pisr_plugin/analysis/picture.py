@@ -15,13 +15,12 @@ from basicsr.metrics import calculate_metric
 from torch import Tensor
 from torch.nn import functional as F
 
+from pisr_plugin.archs.traits import window_size
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.runtime import check_data, make_folder, quiet, runtime_options
-from pisr_plugin.engine.schema import check_options
-from pisr_plugin.engine.stages import select, unroll
 from pisr_plugin.errors import CheckpointError, DataError, OptionsError, choice
 from pisr_plugin.evaluation.test import test_stage
-from pisr_plugin.inference import load, optimized, upscale_rgb, window_size
+from pisr_plugin.inference import load, optimized, upscale_rgb
 from pisr_plugin.resize import imresize
 
 matplotlib.use('Agg')
@@ -46,9 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def picture(args: argparse.Namespace) -> int:
     """Draws the picture that the flags ask for; returns the exit code."""
-    stages = unroll(cli.load_recipe(args))
-    chosen = select(stages, args.stage or stages[-1].name)[0]
-    check_options(chosen.options, chosen.place)
+    chosen = cli.load_stage(args)
     stage = test_stage(chosen, cli.named_options(args))
     if stage.network != 'network_g':
         raise OptionsError(f'--stage {chosen.name}: this stage trains no network_g; there is no student to draw.')

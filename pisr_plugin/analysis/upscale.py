@@ -11,16 +11,15 @@ from pathlib import Path
 
 import torch
 
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_channels, window_size
 from pisr_plugin.data.images import list_images, read_rgb, write_png
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.recipe import override
 from pisr_plugin.engine.runtime import make_folder, quiet
-from pisr_plugin.engine.schema import NETWORK, check_options
-from pisr_plugin.engine.stages import select, unroll
+from pisr_plugin.engine.schema import check_network
 from pisr_plugin.errors import CheckpointError, DataError, OptionsError
 from pisr_plugin.evaluation.test import test_stage
-from pisr_plugin.inference import load, optimized, strip_halo, upscale_rgb, window_size
+from pisr_plugin.inference import load, optimized, strip_halo, upscale_rgb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def upscale(args: argparse.Namespace) -> int:
     options, weights, param_key = _network(args)
     with quiet():
         net = load(options, weights, param_key)
-    channels = argument(options, 'num_in_ch', 'in_chans', 'in_channels', default=3)
+    channels = input_channels(options)
     window, halo = window_size(options), None
     net = net.to('cuda' if torch.cuda.is_available() else 'cpu')
     if args.strips:
@@ -98,17 +97,11 @@ def _network(args: argparse.Namespace) -> tuple[dict, str | Path, str]:
             raise OptionsError(f'--type {args.type}: name its checkpoint too, --weights FILE.')
         cli.import_plugins(args.plugin)
         options = override({'type': args.type}, args.arg, '--arg')
-        problems: list[str] = []
-        NETWORK.check(options, '--type', problems)
-        if problems:
-            raise OptionsError('\n'.join(problems))
+        check_network(options, '--type')
         return options, args.weights, args.param_key or 'params'
     if args.arg:
         raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
-    stages = unroll(cli.load_recipe(args))
-    chosen = select(stages, args.stage or stages[-1].name)[0]
-    check_options(chosen.options, chosen.place)
-    stage = test_stage(chosen, cli.named_options(args))
+    stage = test_stage(cli.load_stage(args), cli.named_options(args))
     path = stage.options['path']
     weights = args.weights or Path(path[f'pretrain_{stage.network}'])
     if not weights.is_file():

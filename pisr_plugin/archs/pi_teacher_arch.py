@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from .blocks import check_int
+from .traits import argument, input_channels
 
 
 class TeacherOutput(NamedTuple):
@@ -111,7 +111,7 @@ class PITeacher(nn.Module):
             raise ValueError(f'decoder.upscale: found {decoder_scale!r}, possible: {upscale}, as of the teacher')
         encoder = dict(encoder or {})
         if encoder.setdefault('type', 'PIEncoder') == 'PIEncoder':
-            encoder.setdefault('num_in_ch', argument(decoder, 'num_in_ch', 'in_chans', default=3))
+            encoder.setdefault('num_in_ch', input_channels(decoder))
             encoder.setdefault('upscale', upscale)
 
         self.upscale = upscale
@@ -143,20 +143,3 @@ class PITeacher(nn.Module):
             return dict(state_dict)
         plain = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         return {k if k.startswith('encoder.') else f'decoder.{k}': v for k, v in plain.items()}
-
-
-def argument(options: dict, *names: str, default: object) -> object:
-    """The value that a network of these options will see for the first of ``names`` it knows.
-
-    Args:
-        options: Options of a network, with its type.
-        names: What networks call this argument.
-        default: Taken when the network knows none of them.
-    """
-    parameters = inspect.signature(ARCH_REGISTRY.get(options['type'])).parameters
-    for name in names:
-        if name in options:
-            return options[name]
-        if name in parameters and parameters[name].default is not inspect.Parameter.empty:
-            return parameters[name].default
-    return default

@@ -24,23 +24,16 @@ class Feed:
     Args:
         batches: What makes them.
         sampling: Which samples a batch is made of.
-        batches_per_iter: How many batches an iteration of the training loop takes.
     """
 
-    def __init__(
-        self,
-        batches: LoaderBatches | ThreadBatches | DirectBatches,
-        sampling: Sampling,
-        batches_per_iter: int = 1,
-    ) -> None:
+    def __init__(self, batches: LoaderBatches | ThreadBatches | DirectBatches, sampling: Sampling) -> None:
         self._batches = batches
         self._sampling = sampling
-        self._batches_per_iter = batches_per_iter
         self._is_open = True
 
     def epoch(self, iteration: int) -> int:
         """How many times training has visited every image before an iteration, counted from 0."""
-        return self._sampling.epoch(iteration * self._batches_per_iter)
+        return self._sampling.epoch(iteration)
 
     def close(self) -> None:
         """Ends threads and processes; may be called twice."""
@@ -76,13 +69,12 @@ def make_feed(
     world_size: int = 1,
     device: torch.device = torch.device('cpu'),  # noqa: B008  (immutable)
     start_iter: int = 0,
-    batches_per_iter: int = 1,
     start_method: str | None = None,
 ) -> Feed:
     """Makes a feed of a dataset.
 
-    The samples depend on the dataset, ``seed``, the iteration and the size of the batch over all ranks and
-    accumulated batches, and on nothing else: not on the number of workers, not on where training was resumed.
+    The samples depend on the dataset, ``seed``, the iteration and the size of the batch over all ranks, and on nothing
+    else: not on the number of workers, not on where training was resumed.
 
     A dataset that has ``batch(draws) -> dict`` makes whole batches, in a thread, and ``num_worker_per_gpu`` plays no
     part; if its ``resident`` is true, it is first moved with ``to(device)`` and makes batches there. Of any other
@@ -98,7 +90,6 @@ def make_feed(
         world_size: How many train together.
         device: Where tensors are put.
         start_iter: The iterations done before; 0 for a new run.
-        batches_per_iter: Batches that one iteration accumulates gradients over.
         start_method: How workers are started, such as ``'spawn'``; by default as Python does on this system.
 
     Raises:
@@ -108,12 +99,11 @@ def make_feed(
     if len(dataset) == 0:
         raise DataError(f'{name}: {options.get("name", "the dataset")} holds no images.')
     sampling = Sampling(len(dataset), options['batch_size_per_gpu'], seed, rank, world_size)
-    first = start_iter * batches_per_iter
     if not hasattr(dataset, 'batch'):
         batches = LoaderBatches(
             SeededDataset(dataset, name),
             sampling,
-            first,
+            start_iter,
             device,
             num_workers=options.get('num_worker_per_gpu', 0),
             pin_memory=device.type == 'cuda' and options.get('pin_memory', True),
@@ -121,7 +111,7 @@ def make_feed(
         )
     elif getattr(dataset, 'resident', False):
         dataset.to(device)
-        batches = DirectBatches(lambda number: dataset.batch(sampling(number)), first)
+        batches = DirectBatches(lambda number: dataset.batch(sampling(number)), start_iter)
     else:
-        batches = ThreadBatches(lambda number: dataset.batch(sampling(number)), first, device)
-    return Feed(batches, sampling, batches_per_iter)
+        batches = ThreadBatches(lambda number: dataset.batch(sampling(number)), start_iter, device)
+    return Feed(batches, sampling)

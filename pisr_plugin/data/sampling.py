@@ -1,7 +1,7 @@
 """Which images and which random numbers make the batch of an iteration: a function of seed and iteration alone.
 
 Nothing is remembered from one iteration to the next. A run that resumes at iteration n needs no saved position, and
-the samples do not depend on the number of ranks, of workers or of accumulated batches that share them.
+the samples do not depend on the number of ranks or of workers that share them.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ class TapReader:
 
         For who reads in every step, and for compiled networks, which do not see hooks that come and go.
         """
-        self._hook()
+        if not self._attached:
+            self._hook()
         self._attached = True
         return self
 
@@ -123,7 +124,7 @@ class TapReader:
         self._learn(current)
 
     def _hook(self) -> list[RemovableHandle]:
-        return [self._hook_one(text, tap) for text, tap in self.taps.items()] if not self._attached else []
+        return [self._hook_one(text, tap) for text, tap in self.taps.items()]
 
     def _hook_one(self, text: str, tap: Tap) -> RemovableHandle:
         module = self.net.get_submodule(tap.path)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable
 
 from pisr_plugin.engine.recipe import compose, override
+from pisr_plugin.engine.schema import check_options
+from pisr_plugin.engine.stages import Stage, select, unroll
 from pisr_plugin.errors import OptionsError, PISRError
 
 STOPPED = 130  # the exit code of a run that was interrupted and can be resumed
@@ -49,6 +51,14 @@ def load_recipe(args: argparse.Namespace) -> dict:
     """The recipe that the flags of :func:`recipe_parser` describe, its plugins imported."""
     import_plugins(args.plugin)
     return override(compose(args.opt), args.force_yml)
+
+
+def load_stage(args: argparse.Namespace) -> Stage:
+    """The stage of the recipe that ``--stage`` names, else the last, its options checked."""
+    stages = unroll(load_recipe(args))
+    [stage] = select(stages, args.stage or stages[-1].name)
+    check_options(stage.options, stage.place)
+    return stage
 
 
 def named_options(args: argparse.Namespace) -> set[str]:

@@ -33,8 +33,21 @@ def check_options(options: Mapping, place: str = '') -> None:
     Raises:
         OptionsError: lists every mistake with its option path, what was found and what is possible.
     """
+    _check(stage_rule(options), options, place)
+
+
+def check_network(options: Mapping, place: str) -> None:
+    """Checks the options of one network.
+
+    Raises:
+        OptionsError: as :func:`check_options`.
+    """
+    _check(NETWORK, options, place)
+
+
+def _check(rule: Rule, options: Mapping, place: str) -> None:
     problems: list[str] = []
-    stage_rule(options).check(options, place, problems)
+    rule.check(options, place, problems)
     if problems:
         raise OptionsError('\n'.join(problems))
 

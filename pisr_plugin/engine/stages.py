@@ -14,8 +14,8 @@ from pisr_plugin.engine.recipe import resolve
 from pisr_plugin.errors import OptionsError, choice
 
 HAND_OFF = 'stage:'
-# Options that change neither the weights nor what they are evaluated on.
-INCIDENTAL = ('logger', 'val', 'num_gpu', 'dist_params', 'keep_memory')
+# Options that do not change a stage's weights.
+_INCIDENTAL = ('logger', 'val', 'num_gpu', 'dist_params', 'keep_memory')
 
 
 @dataclass
@@ -118,6 +118,12 @@ def select(stages: list[Stage], name: str | None) -> list[Stage]:
     if not chosen:
         raise OptionsError(f'--stage {name}: the recipe has no such stage. {choice(name, [s.name for s in stages])}')
     return chosen
+
+
+def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a stage's options those that decide its weights."""
+    kept = {key: value for key, value in options.items() if key not in _INCIDENTAL}
+    return {**kept, 'datasets': {'train': options.get('datasets', {}).get('train')}}
 
 
 def _take_hand_offs(stage: Stage, earlier: list[Stage]) -> None:

@@ -21,7 +21,7 @@ from pisr_plugin.engine.distributed import process_group
 from pisr_plugin.engine.loop import run_stage
 from pisr_plugin.engine.runtime import check_data, quiet, runtime_options
 from pisr_plugin.engine.schema import check_options
-from pisr_plugin.engine.stages import INCIDENTAL, Stage, select, unroll
+from pisr_plugin.engine.stages import Stage, decisive, select, unroll
 from pisr_plugin.engine.stopping import Stop
 from pisr_plugin.errors import CheckpointError, OptionsError
 
@@ -84,11 +84,7 @@ def is_finished(stage: Stage) -> bool:
     ):
         return False
     saved = yaml.safe_load((stage.folder / 'options.yml').read_text(encoding='utf-8'))
-    differing = [
-        (path, old, new)
-        for path, old, new in _differences(saved, stage.options)
-        if path.split('.')[0] not in INCIDENTAL and not path.startswith(('datasets.val', 'datasets.test'))
-    ]
+    differing = list(_differences(decisive(saved), decisive(stage.options)))
     if differing:
         lines = '\n'.join(f'  {path}: {old!r} then, {new!r} now' for path, old, new in differing[:10])
         raise OptionsError(

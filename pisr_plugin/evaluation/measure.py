@@ -15,11 +15,12 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
+from pisr_plugin.archs.traits import input_channels, input_names, window_size
 from pisr_plugin.data.images import write_png
 from pisr_plugin.errors import OptionsError
 from pisr_plugin.evaluation.images import Sample, read_images
 from pisr_plugin.evaluation.protocol import Protocol, as_input, as_rgb
-from pisr_plugin.inference import coloured, upscale, whole_windows
+from pisr_plugin.inference import coloured, whole_windows
 from pisr_plugin.models.step import split_output
 from pisr_plugin.resize import imresize, imresize_uint8
 
@@ -45,6 +46,23 @@ class Candidate:
     window: int = 1
     device: torch.device = torch.device('cpu')
     inputs: tuple[str, ...] = ('lq',)
+
+    @classmethod
+    def of(
+        cls, name: str, net: nn.Module, options: Mapping[str, Any], scale: int, device: torch.device, channels: int = 3
+    ) -> Candidate:
+        """A network with what its options say of it.
+
+        Args:
+            name: What tables call it.
+            net: In evaluation mode on its device.
+            options: Its options, with ``type``.
+            scale: Upscaling factor.
+            device: Where it runs.
+            channels: Of its input, where the options do not say.
+        """
+        channels = input_channels(options, channels)
+        return cls(name, net, channels, scale, window_size(options), device, input_names(net))
 
     @property
     def sees_gt(self) -> bool:
@@ -115,7 +133,6 @@ def measure_images(
     protocol: Protocol,
     metrics: Mapping[str, Mapping[str, Any]],
     *,
-    border: int | None = None,
     self_ensemble: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Measured]:
@@ -127,7 +144,6 @@ def measure_images(
         protocol: How.
         metrics: By name the options of registered metrics, as ``val.metrics`` has them. The protocol decides about
             channels, so their ``test_y_channel`` does not count.
-        border: Pixels left out at each border; by default what each metric says, else the scale.
         self_ensemble: Average the outputs for the eight symmetries of the input.
         share: ``(rank, ranks)``: every ``ranks``-th image, from the ``rank``-th on.
 
@@ -141,17 +157,22 @@ def measure_images(
         if sample.lq is not None and not protocol.on_plane:
             height, width = (side * candidate.scale for side in sample.lq.shape[:2])
             gt = gt[:height, :width]
-        sr, seconds = _reconstruct(candidate, gt, sample.lq, protocol, self_ensemble, warm_up=number == 0)
+        sr, seconds = _timed(candidate, gt, sample.lq, protocol, self_ensemble, warm_up=number == 0)
         one = Measured(sample.name, {}, seconds, sr, sample)
         one.values.update(
             _values(
                 protocol.compared(sr, gt),
                 lambda one=one, gt=gt: (one.picture(candidate.scale), as_rgb(gt)),
                 metrics,
-                candidate.scale if border is None else border,
+                candidate.scale,
             )
         )
         yield one
+
+
+def borders(metrics: Mapping[str, Mapping[str, Any]], scale: int) -> dict[str, int]:
+    """Pixels that each metric leaves out at each border: its ``crop_border``, else the scale."""
+    return {name: options.get('crop_border', scale) for name, options in metrics.items()}
 
 
 def measure(*args: Any, pictures: Path | None = None, **options: Any) -> Result:
@@ -173,7 +194,7 @@ def measure(*args: Any, pictures: Path | None = None, **options: Any) -> Result:
     return result
 
 
-def _reconstruct(
+def _timed(
     candidate: Candidate, gt: np.ndarray, lq: np.ndarray | None, protocol: Protocol, self_ensemble: bool, warm_up: bool
 ) -> tuple[np.ndarray, float]:
     """Returns the reconstruction (H, W, C) in [0, 1] and the seconds it took."""
@@ -195,22 +216,21 @@ def _reconstruct(
     for _ in range(1 + warm_up):
         _synchronise(candidate.device)
         started = time.perf_counter()
-        y = _eightfold(candidate, inputs) if self_ensemble else _run(candidate, inputs)
+        y = _eightfold(candidate, inputs) if self_ensemble else reconstruct(candidate, inputs)
         _synchronise(candidate.device)
         seconds = time.perf_counter() - started
     return y[0].permute(1, 2, 0).cpu().numpy(), seconds
 
 
-def _run(candidate: Candidate, inputs: list[Tensor]) -> Tensor:
-    """The output (1, C, H, W) for the images that the candidate sees."""
+def reconstruct(candidate: Candidate, inputs: list[Tensor]) -> Tensor:
+    """The output (N, C, H, W) for the images that the candidate sees, of whatever size."""
     if candidate.net is None:
         return imresize(inputs[0].double(), candidate.scale)
-    if candidate.inputs == ('lq',):
-        return upscale(candidate.net, inputs[0], window=candidate.window)
-    sides = {'lq': candidate.window, 'gt': candidate.window * candidate.scale}
-    whole = [whole_windows(x, sides[name]) for name, x in zip(candidate.inputs, inputs)]
+    factors = [candidate.scale if name == 'gt' else 1 for name in candidate.inputs]
+    whole = [whole_windows(x, candidate.window * factor) for x, factor in zip(inputs, factors)]
     output, _ = split_output(candidate.net(*whole))
-    height, width = inputs[candidate.inputs.index('gt')].shape[-2:]
+    enlarged = output.shape[-1] // whole[0].shape[-1]
+    height, width = (side * enlarged for side in inputs[0].shape[-2:])
     return output[..., :height, :width]
 
 
@@ -220,7 +240,7 @@ def _eightfold(candidate: Candidate, inputs: list[Tensor]) -> Tensor:
     for turns in range(4):
         for mirrored in (False, True):
             turned = [torch.rot90(x.flip(3) if mirrored else x, turns, (2, 3)) for x in inputs]
-            y = torch.rot90(_run(candidate, turned), -turns, (2, 3))
+            y = torch.rot90(reconstruct(candidate, turned), -turns, (2, 3))
             outputs.append(y.flip(3) if mirrored else y)
     return torch.stack(outputs).mean(dim=0)
 
@@ -234,7 +254,7 @@ def _values(
     compared: tuple[np.ndarray, np.ndarray],
     pictures: Callable[[], tuple[np.ndarray, np.ndarray]],
     metrics: Mapping[str, Mapping[str, Any]],
-    border: int,
+    scale: int,
 ) -> dict[str, float]:
     """Each metric's value.
 
@@ -242,15 +262,15 @@ def _values(
         compared: Reconstruction and ground truth as the protocol compares them.
         pictures: Gives both as 8-bit RGB, for metrics that look at pictures.
         metrics: Their options by name.
-        border: Pixels left out at each border.
+        scale: Upscaling factor.
     """
     a, b = compared
     if a.shape != b.shape:
         raise OptionsError(f'the network gives {a.shape[:2]} pixels, the ground truth has {b.shape[:2]}; check scale')
-    values = {}
+    values, left_out = {}, borders(metrics, scale)
     for name, options in metrics.items():
         options = {key: value for key, value in options.items() if key not in ('test_y_channel', 'better')}
         pair = pictures() if getattr(METRIC_REGISTRY.get(options['type']), 'on_pictures', False) else compared
         bgr = {key: image[..., ::-1] for key, image in zip(('img', 'img2'), pair)}  # as BasicSR's metrics have it
-        values[name] = float(calculate_metric(bgr, {**options, 'crop_border': border}))
+        values[name] = float(calculate_metric(bgr, {**options, 'crop_border': left_out[name]}))
     return values

@@ -74,7 +74,7 @@ class Evaluation:
         scale: Upscaling factor.
         protocol: How it was measured.
         metrics: By name whether ``higher`` or ``lower`` is better.
-        border: Pixels left out at each border.
+        borders: By metric the pixels that it leaves out at each border.
         entries: The rows.
         against: Name of the row that differences are taken from.
         device: Where networks ran.
@@ -86,7 +86,7 @@ class Evaluation:
     scale: int
     protocol: Protocol
     metrics: dict[str, str]
-    border: int
+    borders: dict[str, int]
     entries: list[Entry]
     against: str | None = None
     device: str = 'cpu'
@@ -108,9 +108,11 @@ class Evaluation:
     @property
     def how(self) -> str:
         """A sentence on how it was measured."""
+        borders = self.borders.values()
+        border = ' / '.join(map(str, borders if len(set(borders)) > 1 else set(borders)))
         ensemble = ', mean over the eight symmetries' if self.self_ensemble else ''
         return (
-            f'{" / ".join(self.metrics)} at x{self.scale}, {self.protocol.text}; {self.border} pixels left out at each '
+            f'{" / ".join(self.metrics)} at x{self.scale}, {self.protocol.text}; {border} pixels left out at each '
             f'border{ensemble}, mean over images (protocol {self.protocol.name}; torch {torch.__version__}, '
             f'{self.device}, fp32)'
         )
@@ -155,7 +157,7 @@ def to_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
         'version': 1,
         'title': evaluation.title,
         'scale': evaluation.scale,
-        'protocol': {'name': evaluation.protocol.name, 'text': evaluation.protocol.text, 'border': evaluation.border},
+        'protocol': {'name': evaluation.protocol.name, 'text': evaluation.protocol.text, 'borders': evaluation.borders},
         'self_ensemble': evaluation.self_ensemble,
         'environment': {
             'pisr_plugin': __version__,
@@ -215,17 +217,15 @@ def to_markdown(evaluation: Evaluation) -> str:
     seconds = any(
         result.seconds for entry in evaluation.entries for result in next(iter(entry.results.values())).values()
     )
-    published = any(entry.published for entry in evaluation.entries)
+    published = [name for name in sets if any(name in entry.published for entry in evaluation.entries)]
     headings = ['network', 'parameters', *sets]
-    headings += [f'{name}, published' for name in sets if any(name in entry.published for entry in evaluation.entries)]
+    headings += [f'{name}, published' for name in published]
     headings += ['ms per image'] if seconds else []
     lines = [evaluation.how, '', f'| {" | ".join(headings)} |', '|---' * len(headings) + '|']
     for entry in evaluation.entries:
         cells = [entry.title, f'{entry.parameters:,}' if entry.parameters else '-']
         cells += [' / '.join(_cell(evaluation, entry, name, metric) for metric in metrics) for name in sets]
-        if published:
-            wanted = [name for name in sets if any(name in one.published for one in evaluation.entries)]
-            cells += [_published(entry.published.get(name)) for name in wanted]
+        cells += [_published(entry.published.get(name)) for name in published]
         if seconds:
             times = [statistics.median(result.seconds) for result in next(iter(entry.results.values())).values()]
             cells.append(' / '.join(f'{1000 * value:.0f}' for value in times))

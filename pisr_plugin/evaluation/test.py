@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from basicsr.archs import build_network
 
-from pisr_plugin import __version__, checkpoint
+from pisr_plugin import __version__
 from pisr_plugin.analysis.complexity import count
-from pisr_plugin.archs.pi_teacher_arch import argument
 from pisr_plugin.data.images import write_png
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.runtime import check_data, make_folder, quiet, runtime_options, write_options
@@ -25,10 +23,10 @@ from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import Stage, select, unroll
 from pisr_plugin.errors import CheckpointError, OptionsError
 from pisr_plugin.evaluation.images import read_images
-from pisr_plugin.evaluation.measure import Candidate, Result, measure
+from pisr_plugin.evaluation.measure import Candidate, Result, borders, measure
 from pisr_plugin.evaluation.protocol import PROTOCOLS, Protocol, as_rgb, protocol_of
 from pisr_plugin.evaluation.record import Entry, Evaluation, save, to_markdown
-from pisr_plugin.inference import optimized, window_size
+from pisr_plugin.inference import load, optimized
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,7 +172,6 @@ def evaluate(
             dataset,
             protocol,
             metrics,
-            border=border_of(options),
             self_ensemble=self_ensemble,
             pictures=target,
         )
@@ -194,6 +191,7 @@ def build_candidate(stage: Stage, weights: Path | None, compile: bool = False) -
     """The network that a stage tests, with its weights.
 
     Raises:
+        OptionsError: the network cannot be built.
         CheckpointError: the checkpoint is missing, damaged or another network's.
     """
     opt = runtime_options(stage, stage.folder, is_train=False)
@@ -203,20 +201,10 @@ def build_candidate(stage: Stage, weights: Path | None, compile: bool = False) -
         return Candidate('bicubic', None, channels, opt['scale'])
     options = opt[stage.network]
     with quiet():
-        net = build_network(deepcopy(options))
-    checkpoint.load_network(net, weights, opt['path'].get(f'param_key_{stage.network[-1]}', 'params'))
+        net = load(options, weights, opt['path'].get(f'param_key_{stage.network[-1]}', 'params'), sees_gt=True)
     device = torch.device('cuda' if opt['num_gpu'] else 'cpu')
-    inputs = getattr(net, 'inputs', ('lq',))
     net = optimized(net.to(device), compile=compile)
-    inner = options.get('decoder', options)
-    channels = argument(inner, 'num_in_ch', 'in_chans', default=channels)
-    return Candidate(stage.name or opt['name'], net, channels, opt['scale'], window_size(inner), device, inputs)
-
-
-def border_of(options: Mapping[str, Any]) -> int:
-    """Pixels that the metrics leave out at each border; the scale where they do not say."""
-    borders = [block.get('crop_border') for block in options['val']['metrics'].values()]
-    return next((border for border in borders if border is not None), options['scale'])
+    return Candidate.of(stage.name or opt['name'], net, options, opt['scale'], device, channels)
 
 
 def multi_adds_of(network: dict, scale: int) -> int | None:
@@ -236,7 +224,7 @@ def describe(stage: Stage, title: str, protocol: Protocol, entries: list[Entry],
         stage.options['scale'],
         protocol,
         {name: block.get('better', 'higher') for name, block in metrics.items()},
-        border_of(stage.options),
+        borders(metrics, stage.options['scale']),
         entries,
         device=torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} threads',
         self_ensemble=self_ensemble,
@@ -258,6 +246,7 @@ def save_ground_truth(options: Mapping[str, Any], folder: Path) -> dict[str, dic
 
 
 def bicubic(stage: Stage) -> Stage:
+    """The stage that measures bicubic interpolation on the test sets of another."""
     return Stage('bicubic', stage.options, stage.folder.with_name('bicubic'))
 
 

@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pisr_plugin import checkpoint, random_state
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_names
 from pisr_plugin.data.degradations import build_degradation
 from pisr_plugin.data.images import write_png
+from pisr_plugin.data.noise import noise_batch
 from pisr_plugin.distill.links import LinkedNetwork, build_links, transfer_weights
 from pisr_plugin.errors import CheckpointError, OptionsError, choice
-from pisr_plugin.evaluation.measure import Candidate, Measured, measure_images
+from pisr_plugin.evaluation.measure import Candidate, Measured, measure_images, reconstruct
 from pisr_plugin.evaluation.protocol import protocol_of
-from pisr_plugin.inference import whole_windows, window_size
 from pisr_plugin.losses.vgg_weights import vgg_weights_told
 from pisr_plugin.models.adversary import Adversary
 from pisr_plugin.models.graph import CapturedStep
@@ -218,6 +218,8 @@ class PISRModel(SRModel):
             except RuntimeError as error:
                 precision = 'amp_teacher' if dtype else 'amp'
                 name, value = type(self.teacher).__name__, getattr(options, precision)
+                if value is None:
+                    raise OptionsError(f'network_t: {name} does not run: {error}') from None
                 raise OptionsError(f'train.{precision}: {name} does not run in {value}: {error}') from None
         objective = Objective(
             self.linked,
@@ -326,14 +328,7 @@ class PISRModel(SRModel):
 
     def _sample_batch(self) -> dict[str, Tensor]:
         """One noise image pair shaped like a training patch, drawn without touching the random state."""
-        data_opt, scale = self.opt['datasets']['train'], self.opt['scale']
-        channels = 1 if data_opt.get('color') == 'y' else 3
-        size = data_opt.get('gt_size') or 32 * scale
-        generator = torch.Generator().manual_seed(0)
-        return {
-            'lq': torch.rand(1, channels, size // scale, size // scale, generator=generator).to(self.device),
-            'gt': torch.rand(1, channels, size, size, generator=generator).to(self.device),
-        }
+        return {name: image.to(self.device) for name, image in noise_batch(self.opt, 1).items()}
 
     @torch.no_grad()
     def _check_network(self, batch: dict[str, Tensor]) -> None:
@@ -363,10 +358,7 @@ class PISRModel(SRModel):
 
     # ---------------------------------------------------------------------------------------------- the step
 
-    @staticmethod
-    def _input_names(net: nn.Module) -> tuple[str, ...]:
-        """What ``net`` sees of a batch: what it declares in ``inputs``, else lq."""
-        return tuple(getattr(net, 'inputs', ('lq',)))
+    _input_names = staticmethod(input_names)
 
     def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
         return [batch[name] for name in self._input_names(net)]
@@ -418,19 +410,16 @@ class PISRModel(SRModel):
 
     @torch.no_grad()
     def test(self) -> None:
-        net = getattr(self, 'net_ema', self.net)
-        training = net.training
-        net.eval()
-        options = self.opt[f'network_{self.label}']
-        window = window_size(options.get('decoder', options))
-        images = [
-            whole_windows(image, window * (image.shape[-1] // self.lq.shape[-1]))
-            for image in self._inputs(net, self.batch)
-        ]
-        output, _ = split_output(net(*images))
-        height, width = (side * self.opt['scale'] for side in self.lq.shape[-2:])
-        self.output = output[..., :height, :width]
-        net.train(training)
+        candidate = self._candidate()
+        training = candidate.net.training
+        candidate.net.eval()
+        self.output = reconstruct(candidate, self._inputs(candidate.net, self.batch))
+        candidate.net.train(training)
+
+    def _candidate(self, channels: int = 3) -> Candidate:
+        """The network that is shipped; ``channels`` where its options do not say."""
+        net, options = getattr(self, 'net_ema', self.net), self.opt[f'network_{self.label}']
+        return Candidate.of(f'net_{self.label}', net, options, self.opt['scale'], self.device, channels)
 
     def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
@@ -467,15 +456,10 @@ class PISRModel(SRModel):
 
     def _measured(self, dataloader: DataLoader) -> Iterator[Measured]:
         """Measures this rank's images of one set with the network that is shipped."""
-        net = getattr(self, 'net_ema', self.net)
-        options, data_opt = self.opt[f'network_{self.label}'], dataloader.dataset.opt
-        inner = options.get('decoder', options)
-        channels = argument(inner, 'num_in_ch', 'in_chans', default=1 if data_opt.get('color') == 'y' else 3)
-        candidate = Candidate(
-            self.opt['name'], net, channels, self.opt['scale'], window_size(inner), self.device, self._input_names(net)
-        )
-        training = net.training
-        net.eval()
+        data_opt = dataloader.dataset.opt
+        candidate = self._candidate(1 if data_opt.get('color') == 'y' else 3)
+        training = candidate.net.training
+        candidate.net.eval()
         try:
             yield from measure_images(
                 candidate,
@@ -485,7 +469,7 @@ class PISRModel(SRModel):
                 share=(self.opt['rank'], self.opt['world_size']) if self.opt['dist'] else (0, 1),
             )
         finally:
-            net.train(training)
+            candidate.net.train(training)
 
     def _image_file(self, dataset: str, name: str, current_iter: int) -> str:
         if self.is_train:

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from basicsr.archs import build_network
 from basicsr.utils.color_util import rgb2ycbcr
 from torch import Tensor, nn
 
 from pisr_plugin import checkpoint
-from pisr_plugin.archs.pi_teacher_arch import argument
+from pisr_plugin.archs.traits import input_channels, input_names
 from pisr_plugin.distill.estimators import Estimate
 from pisr_plugin.distill.links import default_teacher_tap
 from pisr_plugin.distill.taps import TapReader
 from pisr_plugin.engine.runtime import quiet
 from pisr_plugin.errors import CheckpointError, OptionsError, PISRError
+from pisr_plugin.inference import build, load
 from pisr_plugin.report.evaluation import Evaluation, Run
 from pisr_plugin.resize import imresize_uint8
 
@@ -87,13 +87,13 @@ def compact_views(evaluation: Evaluation, truth: np.ndarray) -> list[View]:
     if not teachers:
         raise OptionsError('None of the runs is a teacher that squeezes the HR image into a compact feature.')
     scale = evaluation.scale
-    channels = _channels(next(iter(teachers.values()))[0]['network_t'])
+    channels = input_channels(next(iter(teachers.values()))[0]['network_t'])
     lr = imresize_uint8(truth, 1 / scale)
     views = [View('lr', 'LR image', _display(_tensor(lr, channels))[0], _plane(_tensor(lr, channels)), 1.0)]
     for kind, (options, path) in teachers.items():
         net = _load(options['network_t'], path, options)
         with torch.no_grad():
-            output = net(_tensor(truth, _channels(options['network_t']))[None])
+            output = net(_tensor(truth, input_channels(options['network_t']))[None])
         compact = output.compact[0]
         name = {'imitation': 'compact, with imitation loss', 'free': 'compact, without imitation loss'}[kind]
         if len(teachers) == 1:
@@ -155,7 +155,7 @@ def _maps_of(run: Run, options: dict, lr: np.ndarray) -> dict[str, np.ndarray]:
     models = run.folder / 'models'
     path = models / 'net_g_latest.pth'
     student = _load(options['network_g'], path if path.is_file() or not run.checkpoint else run.checkpoint, options)
-    image = _tensor(lr, _channels(options['network_g']))[None]
+    image = _tensor(lr, input_channels(options['network_g']))[None]
     weights = None
     maps = {}
     for name, link in _section(options, 'distill_opt').items():
@@ -163,15 +163,16 @@ def _maps_of(run: Run, options: dict, lr: np.ndarray) -> dict[str, np.ndarray]:
             continue
         weights = weights or checkpoint.load_weights(models / 'net_e_latest.pth')
         tap = link.get('student') or getattr(student, 'default_tap', None)
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             feature = TapReader(student, [tap]).read(image)[tap]
-            estimator = _build({**link['estimator'], 'in_ch': feature.shape[1], 'out_ch': _width(options, link, tap)})
+            width = _width(options, link, tap)
+            estimator = build({**link['estimator'], 'in_ch': feature.shape[1], 'out_ch': width})
             own = {key.removeprefix(f'{name}.'): value for key, value in weights.items() if key.startswith(f'{name}.')}
             try:
                 estimator.load_state_dict(own)
             except RuntimeError:
                 raise CheckpointError(f'{models.name}/net_e_latest.pth does not fit the estimator of {name}.') from None
-            estimate = estimator.eval()(feature)
+            estimate = estimator(feature)
         if isinstance(estimate, Estimate) and min(estimate.scale.shape[2:]) > 1:
             maps[name] = estimate.scale[0].mean(0).numpy()
     if not maps:
@@ -181,12 +182,12 @@ def _maps_of(run: Run, options: dict, lr: np.ndarray) -> dict[str, np.ndarray]:
 
 def _width(options: dict, link: dict, student_tap: str) -> int:
     """Channels of the teacher's feature in a link."""
-    teacher = _build(options['network_t']).eval()
-    channels, scale = _channels(options['network_t']), options['scale']
+    teacher = build(options['network_t'])
+    channels, scale = input_channels(options['network_t']), options['scale']
     patches = {'lq': torch.zeros(1, channels, PROBE, PROBE)}
     patches['gt'] = torch.zeros(1, channels, PROBE * scale, PROBE * scale)
     tap = link.get('teacher') or default_teacher_tap(teacher, student_tap)
-    inputs = [patches[name] for name in getattr(teacher, 'inputs', ('lq',))]
+    inputs = [patches[name] for name in input_names(teacher)]
     return TapReader(teacher, [tap]).read(*inputs)[tap].shape[1]
 
 
@@ -203,24 +204,10 @@ def _section(options: dict, key: str) -> dict:
     return (options.get('train') or {}).get(key) or {}
 
 
-def _build(options: dict) -> nn.Module:
-    try:
-        with quiet():
-            return build_network(dict(options))
-    except (KeyError, TypeError, ValueError) as error:
-        raise OptionsError(f'{options.get("type")} cannot be built here: {error}') from None
-
-
 def _load(network: dict, path: Path, options: dict) -> nn.Module:
-    net = _build(network)
     key = 'params_ema' if (options.get('train') or {}).get('ema_decay') else 'params'
     with quiet():
-        checkpoint.load_network(net, path, key)
-    return net.eval()
-
-
-def _channels(network: dict) -> int:
-    return argument(network.get('decoder', network), 'num_in_ch', 'in_chans', default=3)
+        return load(network, path, key, sees_gt=True)
 
 
 def _tensor(image: np.ndarray, channels: int) -> Tensor:
