@@ -8,7 +8,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 from basicsr.models import build_model
-from test_model import BODY, FSRCNN, batch, options, step  # noqa: F401  (batch is a fixture)
+from test_model import BODY, FSRCNN, options, step
 from test_step import Operators
 from torch import nn
 from torch.nn import functional as F
@@ -56,7 +56,7 @@ SCHEDULES = [{}, {'net_d_iters': 2}, {'net_d_init_iters': 1}, {'net_d_iters': 2,
 
 
 @pytest.mark.parametrize('schedule', SCHEDULES, ids=str)
-def test_three_steps_are_those_of_the_formulas(batch, schedule):  # noqa: F811
+def test_three_steps_are_those_of_the_formulas(batch, schedule):
     teacher = {'type': 'PITeacher', 'upscale': 2, 'decoder': FSRCNN}
     model = gan(network_t=teacher, train={'distill_opt': {'body': BODY}, **schedule})
     g, d, t, e = (deepcopy(net) for net in (model.net, model.net_d, model.teacher, model.estimators['body']))
@@ -93,7 +93,7 @@ def test_three_steps_are_those_of_the_formulas(batch, schedule):  # noqa: F811
 
 
 @pytest.mark.parametrize('schedule', SCHEDULES, ids=str)
-def test_three_steps_are_those_of_basicsr(batch, schedule):  # noqa: F811
+def test_three_steps_are_those_of_basicsr(batch, schedule):
     train = {'perceptual_opt': PERCEPTUAL, 'ema_decay': 0.9, **schedule}
     ours, theirs = gan(train=train), gan(train=train, model_type='SRGANModel')
     theirs.net_g.load_state_dict(ours.net.state_dict())
@@ -110,7 +110,7 @@ def test_three_steps_are_those_of_basicsr(batch, schedule):  # noqa: F811
         torch.testing.assert_close(dict(ours.net_ema.named_parameters())[name], p, rtol=1e-4, atol=1e-6)
 
 
-def test_the_schedule_moves_both_optimisers(batch):  # noqa: F811
+def test_the_schedule_moves_both_optimisers(batch):
     model = gan(train={'scheduler': {'type': 'MultiStepLR', 'milestones': [2], 'gamma': 0.5}})
     for current_iter in (1, 2, 3):
         model.update_learning_rate(current_iter)
@@ -118,13 +118,13 @@ def test_the_schedule_moves_both_optimisers(batch):  # noqa: F811
     assert [one.param_groups[0]['lr'] for one in model.optimizers] == [5e-4, 1e-3]
 
 
-def test_a_teacher_is_trained_against_a_discriminator_too(batch):  # noqa: F811
+def test_a_teacher_is_trained_against_a_discriminator_too(batch):
     teacher = {'type': 'PITeacher', 'upscale': 2, 'decoder': FSRCNN}
     model = gan(network_g=None, network_t=teacher)
     assert model.label == 't' and {'l_pix', 'l_gan', 'l_d_fake'} <= step(model, batch).keys()
 
 
-def test_a_step_reads_nothing_back(batch):  # noqa: F811
+def test_a_step_reads_nothing_back(batch):
     model = gan(train={'perceptual_opt': PERCEPTUAL, 'ema_decay': 0.9, 'net_d_iters': 2})
     for current_iter in (1, 2):  # one that moves the discriminator alone, one that moves both
         step(model, batch, current_iter)
@@ -134,7 +134,7 @@ def test_a_step_reads_nothing_back(batch):  # noqa: F811
         assert operators.names and 'aten::_local_scalar_dense' not in operators.names
 
 
-def test_the_loss_of_the_trained_network_gives_the_discriminator_no_gradient(batch):  # noqa: F811
+def test_the_loss_of_the_trained_network_gives_the_discriminator_no_gradient(batch):
     model = gan()
     fake = model.net(batch['lq'])
     model.adversary.loss(fake).backward()
@@ -142,7 +142,7 @@ def test_the_loss_of_the_trained_network_gives_the_discriminator_no_gradient(bat
     assert all(p.grad is not None for p in model.net.parameters())
 
 
-def test_in_an_iteration_of_the_discriminator_alone_nothing_else_moves(batch):  # noqa: F811
+def test_in_an_iteration_of_the_discriminator_alone_nothing_else_moves(batch):
     model = gan(train={'net_d_init_iters': 1})
     before = [deepcopy(net.state_dict()) for net in (model.net, model.net_d)]
     assert set(step(model, batch, 1)) == {'l_d_real', 'l_d_fake', 'out_d_real', 'out_d_fake'}
@@ -172,7 +172,7 @@ def gradients(model):
     ],
     ids=str,
 )
-def test_each_manner_computes_the_same(batch, train, tolerance):  # noqa: F811
+def test_each_manner_computes_the_same(batch, train, tolerance):
     train = {'channels_last': False, **train}
     plain, other = gan(PLAIN, train={'channels_last': False}), gan(PLAIN, train=train)
     found = step(other, batch)
@@ -183,21 +183,21 @@ def test_each_manner_computes_the_same(batch, train, tolerance):  # noqa: F811
 
 
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
-def test_spectral_norm_runs_in_lower_precision(batch, amp):  # noqa: F811
+def test_spectral_norm_runs_in_lower_precision(batch, amp):
     plain, model = gan(), gan(train={'amp': amp})
     assert step(model, batch) == pytest.approx(step(plain, batch), rel=5e-2, abs=5e-3)
     assert [update.scaler is not None for update in model.updates] == [amp == 'fp16'] * 2
     assert all(p.dtype == torch.float32 for p in model.net_d.parameters())
 
 
-def test_gradients_of_each_network_are_clipped_by_themselves(batch):  # noqa: F811
+def test_gradients_of_each_network_are_clipped_by_themselves(batch):
     model = gan(train={'grad_clip': 1e-3})
     step(model, batch)
     assert [gradient.norm().item() for gradient in gradients(model)] == pytest.approx([1e-3, 1e-3], rel=1e-3)
 
 
 @pytest.mark.parametrize('on_nan', ['skip', 'stop'])
-def test_nan_reaches_neither_network_unseen(batch, on_nan):  # noqa: F811
+def test_nan_reaches_neither_network_unseen(batch, on_nan):
     model = gan(PLAIN, train={'on_nan': on_nan})
     step(model, batch)
     before = [deepcopy(net.state_dict()) for net in (model.net, model.net_d)]
@@ -211,7 +211,7 @@ def test_nan_reaches_neither_network_unseen(batch, on_nan):  # noqa: F811
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
-def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):  # noqa: F811
+def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):
     caplog.set_level(logging.WARNING, 'basicsr')
     step(gan(num_gpu=1, train={'cuda_graph': True}), batch)
     assert 'does not record the step of a discriminator' in caplog.text
@@ -220,7 +220,7 @@ def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):  # noqa: F811
 # -------------------------------------------------------------------------------------------------- files
 
 
-def test_the_discriminator_is_saved_plain_and_read_again(batch, tmp_path):  # noqa: F811
+def test_the_discriminator_is_saved_plain_and_read_again(batch, tmp_path):
     for folder in ('models', 'training_states'):
         (tmp_path / folder).mkdir()
     path = {folder: str(tmp_path / folder) for folder in ('models', 'training_states')}
@@ -312,7 +312,7 @@ def test_a_damaged_file_of_vgg_is_told_in_one_message(monkeypatch, tmp_path):
         gan(train={'perceptual_opt': PERCEPTUAL})
 
 
-def test_a_perceptual_loss_alone_is_enough_to_learn_from(batch):  # noqa: F811
+def test_a_perceptual_loss_alone_is_enough_to_learn_from(batch):
     torch.manual_seed(0)
     train = {'distill_opt': None, 'pixel_opt': None, 'perceptual_opt': PERCEPTUAL}
     model = build_model(options(network_t=None, train=train))

@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from basicsr.models import build_model
-from test_model import BODY, batch, options, step  # noqa: F401  (batch is a fixture)
+from test_model import BODY, options, step
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,7 +47,7 @@ def full_size(**train):
 # ------------------------------------------------------------------------------------------ what a step launches
 
 
-def test_a_step_reads_nothing_back_and_launches_few_operators(batch):  # noqa: F811
+def test_a_step_reads_nothing_back_and_launches_few_operators(batch):
     model = build(ema_decay=0.99)
     step(model, batch)
     with Operators() as operators:
@@ -67,14 +67,14 @@ def test_a_step_costs_half_the_flops_of_one_with_the_teachers_graph():
     assert flops.get_total_flops() * 16 <= 54e9  # the authors' loop: 108e9 at batch 16
 
 
-def test_the_teacher_makes_no_graph(batch):  # noqa: F811
+def test_the_teacher_makes_no_graph(batch):
     model = build()
     model.feed_data(batch)
     targets = model.training_step.targets(model.batch)
     assert targets and all(value.grad_fn is None and not value.requires_grad for value in targets.values())
 
 
-def test_the_teacher_stops_at_the_last_of_several_taps(batch):  # noqa: F811
+def test_the_teacher_stops_at_the_last_of_several_taps(batch):
     links = {'early': {'student': 'mapping', 'loss': {'type': 'FeatureMAELoss'}}, 'body': BODY}
     model = build(distill_opt=links)
     ran = []
@@ -88,7 +88,7 @@ def test_the_teacher_stops_at_the_last_of_several_taps(batch):  # noqa: F811
 # ------------------------------------------------------------------------------------------ each manner, same result
 
 
-def compare(batch, tolerance, loss_tolerance=None, **train):  # noqa: F811
+def compare(batch, tolerance, loss_tolerance=None, **train):
     """One step from equal weights, plain and in another manner; gradients are compared by their relative L2 error."""
     plain, other = build(channels_last=False), build(**{'channels_last': False, **train})
     expected, found = step(plain, batch), step(other, batch)
@@ -113,18 +113,18 @@ def compare(batch, tolerance, loss_tolerance=None, **train):  # noqa: F811
     ],
     ids=str,
 )
-def test_losses_and_gradients_agree(batch, train, tolerance):  # noqa: F811
+def test_losses_and_gradients_agree(batch, train, tolerance):
     plain, other = compare(batch, tolerance, **train)
     for a, b in zip(plain.linked.parameters(), other.linked.parameters()):
         assert b.dtype == torch.float32
         torch.testing.assert_close(b, a, atol=1e-3 if 'amp' in str(train) else 1e-6, rtol=1e-5)
 
 
-def test_a_compiled_step_agrees(batch):  # noqa: F811
+def test_a_compiled_step_agrees(batch):
     compare(batch, 1e-5, compile=True)
 
 
-def test_fp16_scales_the_loss_and_undoes_it(batch):  # noqa: F811
+def test_fp16_scales_the_loss_and_undoes_it(batch):
     model = build(amp='fp16', grad_clip=100.0)
     plain = build()
     assert step(model, batch)['l_pix'] == pytest.approx(step(plain, batch)['l_pix'], rel=1e-2)
@@ -133,7 +133,7 @@ def test_fp16_scales_the_loss_and_undoes_it(batch):  # noqa: F811
         assert (ours - expected).norm() <= 0.05 * expected.norm() + 1e-6
 
 
-def test_gradients_are_clipped_together(batch):  # noqa: F811
+def test_gradients_are_clipped_together(batch):
     model = build(grad_clip=1e-3)
     step(model, batch)
     norm = torch.cat([g.flatten() for g in gradients(model)]).norm()
@@ -141,7 +141,7 @@ def test_gradients_are_clipped_together(batch):  # noqa: F811
 
 
 @pytest.mark.parametrize('optimizer', ['Adam', 'SGD', 'RMSprop'])
-def test_a_step_with_nan_is_skipped_and_counted(batch, optimizer):  # noqa: F811
+def test_a_step_with_nan_is_skipped_and_counted(batch, optimizer):
     model = build(on_nan='skip', ema_decay=0.9, optim_g={'type': optimizer, 'lr': 1e-3})
     step(model, batch)
     weights, state = deepcopy(model.linked.state_dict()), deepcopy(model.optimizer_g.state_dict()['state'])
@@ -155,7 +155,7 @@ def test_a_step_with_nan_is_skipped_and_counted(batch, optimizer):  # noqa: F811
     assert model.nonfinite.item() == 1
 
 
-def test_a_nan_loss_is_counted_without_being_read(batch):  # noqa: F811
+def test_a_nan_loss_is_counted_without_being_read(batch):
     model = build()
     step(model, batch)
     assert model.nonfinite.item() == 0
@@ -163,7 +163,7 @@ def test_a_nan_loss_is_counted_without_being_read(batch):  # noqa: F811
     assert model.nonfinite.item() == 1
 
 
-def test_saved_weights_have_the_usual_layout(batch, tmp_path):  # noqa: F811
+def test_saved_weights_have_the_usual_layout(batch, tmp_path):
     opt = options(path={'models': str(tmp_path)})
     model = build_model(opt)
     assert not model.net.mapping[0][0].weight.is_contiguous()
@@ -182,7 +182,7 @@ def test_accumulation_must_divide_the_batch():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for a machine without CUDA')
-def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):  # noqa: F811
+def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):
     caplog.set_level(logging.WARNING, 'basicsr')
     model = build(cuda_graph=True)
     lines = {record.message for record in caplog.records if 'cuda_graph' in record.message}
@@ -191,7 +191,7 @@ def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):  # noqa: F811
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
-def test_a_captured_step_makes_the_same_weights(batch):  # noqa: F811
+def test_a_captured_step_makes_the_same_weights(batch):
     def run(**train):
         torch.manual_seed(0)
         model = build_model(options(num_gpu=1, train={'ema_decay': 0.9, **train}))
