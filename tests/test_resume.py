@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pisr_plugin import checkpoint
+from pisr_plugin.engine.states import States
 from tests.processes import TRAIN, outputs, random_seconds, start, start_ranks, wait_for_progress
 
 TOTAL = 16
@@ -92,6 +93,23 @@ def assert_same_runs(unbroken: Path, resumed: Path = Path('experiments')) -> Non
         assert files[0] == files[1] and Path(f'training_states/{TOTAL}.state') in files[0]
         for file in files[0]:
             assert_same(*(checkpoint.load_file_safely(folder / file) for folder in folders), str(file))
+
+
+def test_a_stop_leaves_nothing_behind_that_an_unbroken_run_would_not(tmp_path):
+    def save(*iterations):
+        for iteration in iterations:
+            for file in (tmp_path / f'training_states/{iteration}.state', tmp_path / f'models/net_g_{iteration}.pth'):
+                file.parent.mkdir(exist_ok=True)
+                file.touch()
+
+    states = States(tmp_path, 'net_g')
+    save(8, 10, 12, 13)
+    states.prune(3, 13, 2, best={8})  # stopped there: a run goes on from it
+    assert states.iterations() == [13, 12, 10]
+    save(14)
+    states.prune(3, 14, 2, best={8, 13})
+    assert states.iterations() == [14, 12, 10]
+    assert sorted(file.name for file in tmp_path.glob('models/*')) == [f'net_g_{i}.pth' for i in (10, 12, 14, 8)]
 
 
 @pytest.mark.parametrize('setting', SETTINGS)

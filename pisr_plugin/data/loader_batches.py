@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -119,8 +121,15 @@ def _start_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _report  # that of the thread, too, which hands out tensors
     cv2.setNumThreads(0)  # its threads do not survive a fork, and workers are the parallelism
     leave_with_parent()
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints what failed in a worker, unless it is only that the main process has gone or wants no more batches."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _stop_workers(batches: Any) -> None:

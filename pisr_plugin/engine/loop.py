@@ -259,9 +259,10 @@ class _Training:
         self.finite.weights(current_iter)
         self.model.save(self._epoch(current_iter), current_iter)
         self.saved_iter = current_iter
-        keep = self.opt['logger'].get('keep_checkpoints')
-        if keep and self.opt['rank'] == 0:
-            self.states.prune(keep, current_iter, best_iterations(self.model))
+        logger = self.opt['logger']
+        if logger.get('keep_checkpoints') and self.opt['rank'] == 0:
+            best = best_iterations(self.model)
+            self.states.prune(logger['keep_checkpoints'], current_iter, logger['save_checkpoint_freq'], best)
 
     def _validate(self, current_iter: int) -> dict[str, dict[str, float]] | None:
         """Validates on every set; returns ``{set: {metric: value}}``, or None when asked to stop meanwhile."""

@@ -83,18 +83,24 @@ class States:
         for name in state.get('networks', [f'{self.network}_{iteration}.pth']):
             checkpoint.load_file_safely(self.folder / 'models' / name)
 
-    def prune(self, keep: int, current: int, best: Iterable[int] = ()) -> None:
-        """Deletes the oldest states, and the networks of their iterations.
+    def prune(self, keep: int, current: int, every: int, best: Iterable[int] = ()) -> None:
+        """Deletes states that are not needed any more, and the networks of their iterations.
+
+        These are the oldest ones, and those between the regular ones, which a run saved because it was stopped: in the
+        end a folder holds the same however often its run was stopped.
 
         Args:
             keep: How many of the newest states stay.
             current: The iteration that was just saved; states beyond it, which a resumed run will write again, do not
                 count.
-            best: Iterations whose networks stay whatever their age.
+            every: States are saved in iterations that are multiples of this.
+            best: Iterations whose networks stay whatever their age, if they are regular ones.
         """
-        best = set(best)
-        old = [number for number in self.iterations() if number <= current][keep:]
-        for iteration in (self.best - set(self.iterations()) | set(old)) - best:
+        best = {number for number in best if number % every == 0 or number == current}
+        saved = [number for number in self.iterations() if number <= current]
+        regular = [number for number in saved if number % every == 0 or number == current]
+        old = set(saved) - set(regular[:keep])
+        for iteration in (self.best - set(self.iterations()) | old) - best:
             for file in (self.folder / 'models').glob(f'net_*_{iteration}.pth'):
                 file.unlink(missing_ok=True)
         for iteration in old:  # after its networks: what a kill leaves undone is found again by its state
