@@ -54,6 +54,8 @@ setup(
             'pisr-prepare-data = pisr_plugin.data.prepare:main',
             'pisr-complexity = pisr_plugin.analysis.complexity:main',
             'pisr-picture = pisr_plugin.analysis.picture:main',
+            'pisr-gradients = pisr_plugin.analysis.gradients:main',
+            'pisr-representation = pisr_plugin.analysis.representation:main',
             'pisr-report = pisr_plugin.report.cli:main',
             'pisr-list = pisr_plugin.analysis.listing:main',
         ],

@@ -111,9 +111,8 @@ def upscale(
     Args:
         net: A network in evaluation mode, see :func:`optimized`.
         lq: (N, C, H, W) on the network's device.
-        window: Side of the windows that the network works in, see
-            :func:`pisr_plugin.archs.traits.window_size`; the image is mirrored at its
-            right and lower border until whole windows fill it.
+        window: Side of the windows that the network works in, see :func:`~pisr_plugin.archs.traits.window_size`; the
+            image is mirrored at its right and lower border until whole windows fill it.
         strips: Rows of ``lq`` to compute at a time; all at once by default. The values are the same to rounding.
         halo: Rows of context above and below a strip; found by :func:`strip_halo` by default, which takes a moment.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
@@ -22,8 +21,6 @@ from pisr_plugin.errors import CheckpointError, DataError, OptionsError, choice
 from pisr_plugin.evaluation.test import test_stage
 from pisr_plugin.inference import load, optimized, upscale_rgb
 from pisr_plugin.resize import imresize
-
-matplotlib.use('Agg')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def picture(args: argparse.Namespace) -> int:
     """Draws the picture that the flags ask for; returns the exit code."""
+    cli.require('a picture', ['matplotlib'])
     chosen = cli.load_stage(args)
     stage = test_stage(chosen, cli.named_options(args))
     if stage.network != 'network_g':
@@ -117,6 +115,9 @@ def draw(images: dict[str, Tensor], crop: tuple[int, int, int], scale: int, titl
         title: Caption of the whole image.
         path: Where to save, format by suffix.
     """
+    import matplotlib
+
+    matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     from matplotlib.patches import Rectangle
 

@@ -6,11 +6,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 
 from pisr_plugin.engine.recipe import compose, override
 from pisr_plugin.engine.schema import check_options
 from pisr_plugin.engine.stages import Stage, select, unroll
-from pisr_plugin.errors import OptionsError, PISRError
+from pisr_plugin.errors import InstallError, OptionsError, PISRError
 
 STOPPED = 130  # the exit code of a run that was interrupted and can be resumed
 
@@ -74,6 +75,21 @@ def import_plugins(plugins: Iterable[str]) -> None:
             importlib.import_module(plugin)
         except ImportError as error:
             raise OptionsError(f'--plugin {plugin}: {error}') from None
+
+
+def require(what: str, packages: Iterable[str]) -> None:
+    """Makes sure that packages of an extra of setup.py are there.
+
+    Args:
+        what: Needs them.
+        packages: Their names.
+
+    Raises:
+        InstallError: some are not installed.
+    """
+    missing = [package for package in packages if not find_spec(package)]
+    if missing:
+        raise InstallError(f'{what} needs what is not installed: pip install {" ".join(missing)}')
 
 
 def run(command: Callable[[], int | None]) -> int:

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pisr_plugin.engine import cli
 from pisr_plugin.engine.runtime import make_folder
-from pisr_plugin.errors import InstallError
 from pisr_plugin.files import write_whole
 from pisr_plugin.report.evaluation import FILE, read_evaluation
 
@@ -50,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Writes the page and figures that the flags ask for; returns the exit code."""
-    missing = [package for package in NEEDED if not find_spec(package)]
-    if missing:
-        raise InstallError(f'the report needs what is not installed: pip install {" ".join(missing)}')
+    cli.require('the report', NEEDED)
     from pisr_plugin.report.content import gather  # these import them
     from pisr_plugin.report.page import render
 

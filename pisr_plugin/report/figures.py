@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,6 +190,26 @@ def scale_map(truth: np.ndarray, maps: Sequence[ScaleMap]) -> Figure:
         axis.set_title(entry.title, fontsize=9, parse_math=False)
         axis.axis('off')
         figure.colorbar(drawn, ax=axis, fraction=0.046 * height / width, pad=0.02)
+    return figure
+
+
+def clusters(points: Mapping[str, np.ndarray], names: Sequence[str], palette: Palette) -> Figure:
+    """Points in the plane for each of several networks, coloured by what they belong to.
+
+    Args:
+        points: By network, (images, names, 2).
+        names: What the points of the second axis belong to, in an order that means something.
+        palette: Colours of all but the points.
+    """
+    figure, axes = _figure(palette, (3.1 * len(points) + 0.9, 3.1), len(points))
+    colors = matplotlib.colormaps['viridis'](np.linspace(0, 0.95, len(names)))
+    for axis, (title, where) in zip(axes, points.items()):
+        for index, (name, color) in enumerate(zip(names, colors)):
+            axis.scatter(*where[:, index].T, s=11, color=color, label=name, linewidths=0)
+        axis.set_title(title)
+        axis.set(xticks=[], yticks=[])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right center', frameon=False, fontsize=8, markerscale=1.6)
     return figure
 
 

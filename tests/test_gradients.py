@@ -1,0 +1,91 @@
+"""How strongly each loss term pulls: figures are those of the step itself, and looking changes nothing."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from basicsr.models import build_model
+from test_model import BODY, options
+
+from pisr_plugin.analysis.gradients import main, pulls
+from pisr_plugin.engine.train import main as train
+
+
+def grown(weight):
+    return {**BODY, 'loss': {**BODY['loss'], 'loss_weight': weight}}
+
+
+def test_pulls_are_values_and_gradients_of_the_terms(batch):
+    model = build_model(options())
+    net = deepcopy(model.net)
+    loss = (net(batch['lq']) - batch['gt']).abs().mean()
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
+    found = pulls(model, [batch], 1)
+    assert list(found) == ['l_pix', 'l_distill_body']
+    assert found['l_pix'].value == pytest.approx(loss.item(), rel=1e-5)
+    assert found['l_pix'].norm == pytest.approx(gradient.norm().item(), rel=1e-5)
+    assert found['l_pix'].cosine == pytest.approx(1)
+    assert 0 < found['l_distill_body'].norm and -1 <= found['l_distill_body'].cosine <= 1
+
+
+def test_terms_together_are_the_gradient_of_a_step(batch):
+    model = build_model(options())
+    found = pulls(model, [batch], 1)
+    pix, distill = found['l_pix'], found['l_distill_body']
+    model.feed_data(batch)
+    model.optimize_parameters(1)
+    whole = torch.cat([p.grad.flatten() for p in model.net.parameters()]).norm().item()
+    expected = (pix.norm**2 + distill.norm**2 + 2 * pix.norm * distill.norm * distill.cosine) ** 0.5
+    assert whole == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_weight_scales_its_own_term_alone(batch):
+    torch.manual_seed(0)
+    small = pulls(build_model(options(train={'distill_opt': {'body': grown(0.5)}})), [batch], 1)
+    torch.manual_seed(0)
+    large = pulls(build_model(options(train={'distill_opt': {'body': grown(5.0)}})), [batch], 1)
+    assert large['l_pix'] == pytest.approx(small['l_pix'])
+    assert large['l_distill_body'].norm == pytest.approx(10 * small['l_distill_body'].norm, rel=1e-5)
+    assert large['l_distill_body'].cosine == pytest.approx(small['l_distill_body'].cosine, abs=1e-5)
+
+
+def test_a_link_that_does_not_count_yet_does_not_pull(batch):
+    late = {**BODY, 'loss': {**BODY['loss'], 'from_iter': 10}}
+    model = build_model(options(train={'distill_opt': {'body': late}}))
+    assert pulls(model, [batch], 1)['l_distill_body'].norm == 0
+    assert pulls(model, [batch], 10)['l_distill_body'].norm > 0
+
+
+def test_looking_changes_nothing(batch):
+    model = build_model(options())
+    before, random = deepcopy(model.linked.state_dict()), torch.get_rng_state()
+    pulls(model, [batch, batch], 1)
+    assert all(torch.equal(value, before[key]) for key, value in model.linked.state_dict().items())
+    assert all(p.grad is None for p in model.linked.parameters())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_beginning_and_end_of_a_stage(workspace, capsys):
+    flags = ['-opt', str(workspace.recipe()), '--batches', '2']
+    assert main(flags) == 2
+    assert 'Train that stage first' in capsys.readouterr().err
+    assert main([*flags, '--stage', 'teacher']) == 0
+    printed = capsys.readouterr().out
+    assert 'l_imitation' in printed and 'at the beginning' in printed and 'at the end' not in printed
+    assert not list(workspace.path.glob('experiments'))
+    assert train(flags[:2]) == 0
+    capsys.readouterr()
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    beginning, end = (part.splitlines()[2].split('|') for part in printed.split('at the ')[1:])
+    assert beginning[1].strip() == end[1].strip() == 'l_pix'
+    assert float(end[2]) != float(beginning[2])
+
+
+def test_mistakes(workspace, capsys):
+    recipe = workspace.recipe()
+    assert main(['-opt', str(recipe), '--batches', '0']) == 2
+    assert '--batches 0: at least 1' in capsys.readouterr().err
+    assert main(['-opt', str(recipe), '--stage', 'studnet']) == 2
+    assert '--stage studnet' in capsys.readouterr().err
