@@ -67,6 +67,12 @@ def test_a_finished_stage_is_not_run_again(workspace, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in Path('experiments').rglob('*') if p.is_file()}
 
 
+def test_without_val_the_test_sets_are_left_alone(workspace):
+    assert train(['-opt', str(workspace.recipe(val=None))]) == 0
+    result = json.loads(Path('experiments/run/student/result.json').read_text())
+    assert result['iter'] == 4 and not result['metrics']
+
+
 def test_a_run_without_validation_finishes_too(workspace, capsys):
     recipe = ['-opt', str(workspace.recipe('baseline')), '--force_yml', 'datasets:val=~', 'val=~']
     assert train(recipe) == train(recipe) == 0

@@ -48,7 +48,8 @@ def runtime_options(stage: Stage, folder: Path, is_train: bool) -> dict:
             experiments_root=str(folder), models=str(folder / 'models'), training_states=str(folder / 'training_states')
         )
         opt['logger'].setdefault('use_tb_logger', False)
-        opt['datasets'] = {key: value for key, value in opt['datasets'].items() if value['phase'] in ('train', 'val')}
+        phases = ('train', 'val') if opt.get('val') else ('train',)  # without val nothing is validated, as in BasicSR
+        opt['datasets'] = {key: value for key, value in opt['datasets'].items() if value['phase'] in phases}
     else:
         opt['path']['results_root'] = str(folder)
         opt['datasets'] = {key: value for key, value in opt['datasets'].items() if value['phase'] in ('val', 'test')}

@@ -211,7 +211,7 @@ class PISRModel(SRModel):
         if self.links:
             taps = [link.teacher for link in self.links]
             dtype = DTYPES.get(options.amp_teacher)
-            targets = Targets(self.teacher, taps, self._input_names(self.teacher), dtype, autocast)
+            targets = Targets(self.teacher, taps, input_names(self.teacher), dtype, autocast)
             try:
                 for _ in range(2):  # the first pass runs to its end, the second to the last tap
                     targets(batch)
@@ -224,7 +224,7 @@ class PISRModel(SRModel):
         objective = Objective(
             self.linked,
             self.links,
-            self._input_names(self.net),
+            input_names(self.net),
             self.cri_pix,
             self.cri_imitation,
             autocast,
@@ -358,10 +358,8 @@ class PISRModel(SRModel):
 
     # ---------------------------------------------------------------------------------------------- the step
 
-    _input_names = staticmethod(input_names)
-
     def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
-        return [batch[name] for name in self._input_names(net)]
+        return [batch[name] for name in input_names(net)]
 
     def feed_data(self, data: dict) -> None:
         self.batch = {key: self._to_device(value) for key, value in data.items() if isinstance(value, Tensor)}
