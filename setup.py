@@ -38,7 +38,17 @@ setup(
     ],
     extras_require={
         'cluster': ['submitit'],
-        'dev': ['bokeh>=3.9', 'jinja2', 'jsonschema', 'matplotlib', 'playwright', 'pytest', 'ruff', 'tensorboard'],
+        'dev': [
+            'bokeh>=3.9',
+            'jinja2',
+            'jsonschema',
+            'matplotlib',
+            'playwright',
+            'pytest',
+            'ruff',
+            'submitit',
+            'tensorboard',
+        ],
         'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
         'perceptual': ['piq'],

@@ -181,3 +181,24 @@ def test_a_cluster_needs_its_package(grid, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'submitit', None)
     assert ablate(['-opt', grid(), '--cluster', 'slurm']) == 2
     assert 'pip install submitit' in capsys.readouterr().err
+
+
+def test_stages_run_through_submitit(grid):
+    pytest.importorskip('submitit')
+    file = grid()
+    assert ablate(['-opt', file, '--cluster', 'local', '--jobs', '2', '--cluster_args', 'timeout_min=10']) == 0
+    assert stages_of() == sorted(make_plan(read_grid(file)).stages)
+    assert list(Path('experiments/grid/logs').glob('*_log.out'))
+    assert Path('results/grid/table.md').is_file()
+
+
+def test_a_stage_that_fails_on_a_cluster_is_named(grid, capsys):
+    pytest.importorskip('submitit')
+    broken = {
+        'changes': {
+            'network_g': {'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2},
+            'train': {'on_nan': 'stop', 'optim_g': {'type': 'Adam', 'lr': 1e30}},
+        }
+    }
+    assert ablate(['-opt', grid(rows={'plain': {'recipe': 'plain.yml', **broken}}), '--cluster', 'local']) == 2
+    assert 'student' in capsys.readouterr().err
