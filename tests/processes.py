@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,13 @@ def start(*arguments: object, cwd: Path, **variables: object) -> subprocess.Pope
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **ENVIRONMENT, **{key: str(value) for key, value in variables.items()}},
+        preexec_fn=_take_ctrl_c,
     )
+
+
+def _take_ctrl_c() -> None:
+    """What a shell starts in the background, the tests perhaps, ignores Ctrl-C and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_port() -> int:

@@ -240,12 +240,12 @@ def test_stopping_while_it_validates_saves_and_validates_again_when_resumed(work
     (workspace.path / 'slow.py').write_text(
         'import os, time\n'
         'from pisr_plugin.evaluation import measure\n'
-        'reconstruct = measure._reconstruct\n'
+        'reconstruct = measure.reconstruct\n'
         'def slow(*args, **options):\n'
         '    open("validating", "w").close()\n'
         '    time.sleep(float(os.environ["SECONDS"]))\n'
         '    return reconstruct(*args, **options)\n'
-        'measure._reconstruct = slow\n'
+        'measure.reconstruct = slow\n'
     )
     recipe = workspace.recipe('baseline', train={'total_iter': 4}, val={'val_freq': 3})
     command = (TRAIN, '-opt', recipe, '--plugin', 'slow', '--auto_resume')
