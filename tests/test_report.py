@@ -264,6 +264,13 @@ def test_names_in_the_trade_off_do_not_cover_each_other():
     assert covering == []
 
 
+def test_of_many_networks_of_equal_cost_the_best_and_the_worst_are_named():
+    own = [figures.Mark(f'row {i}', 13e3, 6e9, 37.2 + i / 50, i) for i in range(6)]
+    own.append(figures.Mark('larger', 99e3, 9e9, 37.25, 6))
+    figure = figures.tradeoff(own, [], 'Set5', figures.PAPER)
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ['larger', 'row 0', 'row 5']
+
+
 def test_published_points_are_those_of_the_table():
     point = next(point for point in published.points(3) if point.name == 'FSRCNN (PISR)')
     assert (point.parameters, point.multi_adds, point.psnr['Urban100']) == (13e3, 5e9, 26.67)

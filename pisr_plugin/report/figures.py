@@ -103,7 +103,10 @@ def tradeoff(
     palette: Palette,
     size: tuple[float, float] = (7.4, 4.4),
 ) -> Figure:
-    """Fig. 4: PSNR over Multi-Adds, the area of a circle in proportion to the number of parameters."""
+    """Fig. 4: PSNR over Multi-Adds, the area of a circle in proportion to the number of parameters.
+
+    Where more than four of one's own networks cost the same, only the best and the worst are named.
+    """
     figure, (axis,) = _figure(palette, size)
     dots = [(p.multi_adds, p.psnr[test_set], p.parameters, p.name, palette.muted, 0.22) for p in published]
     dots += [(m.multi_adds, m.psnr, m.parameters, m.name, palette.series[m.color % 8], 0.75) for m in own]
@@ -122,13 +125,23 @@ def tradeoff(
     axis.set_ylabel(f'PSNR on {test_set}, dB', parse_math=False)
     axis.grid(color=palette.line, linewidth=0.8)
     own_first = sorted(dots, key=lambda dot: dot[5], reverse=True)
+    unnamed = {mark.name for group in _equal_cost(own) if len(group) > 4 for mark in group[1:-1]}
     # Beside one's own circles; the grey ones are too many for that, and names are legible on them.
     names = [
         (x / 1e9, y, name, color, 6 if alpha < 0.5 else area(parameters) ** 0.5 / 2 + 3)
         for x, y, parameters, name, color, alpha in own_first
+        if alpha < 0.5 or name not in unnamed
     ]
     _label(figure, axis, names)
     return figure
+
+
+def _equal_cost(marks: Sequence[Mark]) -> list[list[Mark]]:
+    """Networks of equal cost together, the best first."""
+    groups: dict[tuple[float, float], list[Mark]] = {}
+    for mark in sorted(marks, key=lambda mark: -mark.psnr):
+        groups.setdefault((mark.multi_adds, mark.parameters), []).append(mark)
+    return list(groups.values())
 
 
 def spectra(views: Sequence[View], palette: Palette, size: tuple[float, float] = (4.4, 3.1)) -> Figure:
