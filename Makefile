@@ -1,7 +1,10 @@
 # make demo    set up, train the teacher and the student on the demo photos, test, draw the picture
-# make test    set up, lint, run the tests
+# make test    set up, lint, check the types, run the tests, one process per core
+# make docs    set up, build the documentation site into site/
+# make fuzz    try random recipes, images, checkpoints, results, ... for minutes instead of seconds
+# make mutants change the code in small ways and see that the tests notice; goes on where it was stopped
 #
-# Both install what is missing into .venv first. Another Python, another torch (each with pip's arguments):
+# They install what is missing into .venv first. Another Python, another torch (each with pip's arguments):
 #   make demo PYTHON=python3.12 TORCH=torch==2.13.0 TORCHVISION=torchvision==0.28.0
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -13,7 +16,9 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 DEMO := options/demo/pisr_fsrcnn_x2.yml
 
-.PHONY: demo test lint install clean
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+
+.PHONY: demo test docs fuzz mutants lint install clean
 
 demo: $(STAMP)
 	$(PY) tools/prepare_data.py demo -o datasets/demo
@@ -22,11 +27,22 @@ demo: $(STAMP)
 	$(PY) tools/picture.py -opt $(DEMO)
 
 test: lint
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist worksteal
+
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m tests.mutants $(MUTANTS)
+
+fuzz: $(STAMP)
+	PISR_FUZZ=fuzz $(PY) -m pytest -q tests/test_fuzz_*.py
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+docs: $(STAMP)
+	$(PIP) install -q --no-deps -r docs/requirements.txt
+	$(PY) -m mkdocs build --strict
 
 install: $(STAMP)
 
@@ -42,4 +58,4 @@ $(STAMP): constraints.txt setup.py
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist site *.egg-info

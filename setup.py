@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 # read as text: importing the package would import torch and BasicSR
-VERSION = re.search(r"^__version__ = '(.+)'$", (ROOT / 'pisr_plugin' / '__init__.py').read_text(), re.M).group(1)
+VERSION = re.search(r"^__version__ = '(.+)'$", (ROOT / 'pisr_plugin' / 'version.py').read_text(), re.M).group(1)
 README = ROOT / 'README.md'
 
 setup(
@@ -17,13 +17,16 @@ setup(
     long_description=README.read_text() if README.exists() else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    py_modules=['pisr_command'],
     packages=find_packages(include=['pisr_plugin', 'pisr_plugin.*']),
-    package_data={'pisr_plugin.report': ['templates/*', 'static/*']},
+    package_data={'pisr_plugin': ['py.typed'], 'pisr_plugin.report': ['*.j2', 'static/*', 'sections/*']},
     python_requires='>=3.10,<3.13',  # basicsr 1.4.2 does not build on 3.13
     install_requires=[
-        'torch>=2.1',
-        'torchvision>=0.16',
+        'torch>=2.6',  # earlier ones run code from a checkpoint all the same (CVE-2025-32434)
+        'torchvision>=0.21',
         'basicsr==1.4.2',
+        'filelock',
+        'docstring_parser',
         'mmengine',
         'numpy',
         'opencv-python',
@@ -40,34 +43,41 @@ setup(
         'cluster': ['submitit'],
         'dev': [
             'bokeh>=3.9',
+            'hypothesis',
             'jinja2',
             'jsonschema',
             'matplotlib',
+            'mypy',
             'playwright',
             'pytest',
+            'pytest-xdist',
+            'pytorch_optimizer>=4.1',
             'ruff',
             'submitit',
             'tensorboard',
+            'types-PyYAML',
         ],
+        'docs': ['mkdocs-material'],
         'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
+        'optimizers': ['pytorch_optimizer>=4.1'],
         'perceptual': ['piq'],
         'report': ['bokeh>=3.9', 'jinja2', 'matplotlib'],
         'tensorboard': ['tensorboard'],
     },
     entry_points={
         'console_scripts': [
-            'pisr-train = pisr_plugin.engine.train:main',
-            'pisr-test = pisr_plugin.evaluation.test:main',
-            'pisr-ablate = pisr_plugin.ablation.ablate:main',
-            'pisr-upscale = pisr_plugin.analysis.upscale:main',
-            'pisr-prepare-data = pisr_plugin.data.prepare:main',
-            'pisr-complexity = pisr_plugin.analysis.complexity:main',
-            'pisr-picture = pisr_plugin.analysis.picture:main',
-            'pisr-gradients = pisr_plugin.analysis.gradients:main',
-            'pisr-representation = pisr_plugin.analysis.representation:main',
-            'pisr-report = pisr_plugin.report.cli:main',
-            'pisr-list = pisr_plugin.analysis.listing:main',
+            'pisr-train = pisr_command:main',
+            'pisr-test = pisr_command:main',
+            'pisr-ablate = pisr_command:main',
+            'pisr-upscale = pisr_command:main',
+            'pisr-prepare-data = pisr_command:main',
+            'pisr-complexity = pisr_command:main',
+            'pisr-picture = pisr_command:main',
+            'pisr-gradients = pisr_command:main',
+            'pisr-representation = pisr_command:main',
+            'pisr-report = pisr_command:main',
+            'pisr-list = pisr_command:main',
         ],
     },
 )

@@ -1,16 +1,16 @@
 """Makes BasicSR 1.4.2, its newest release, importable and trainable on today's packages.
 
-One function per workaround. Each says which versions need it and leaves all others as they are. Nothing is changed
-on disk, and nothing but modules that are missing, and functions of BasicSR, is changed in the process.
+There is one function for each workaround. It says which versions need it, and does nothing with all others. Nothing
+on disk is changed. In the process only missing modules are added and functions of BasicSR replaced.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import importlib.util
 import os
-import pickle
 import re
 import sys
 import types
@@ -19,15 +19,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .errors import CheckpointError, InstallError
+from pisr_plugin.utils.errors import CheckpointError, InstallError, OptionsError
 
-# torch.library forgets the schemas of a Library that is collected
+# kept here, because torch removes the schemas of a Library that is garbage-collected
 _torchvision_schemas: list[Any] = []
 
 
 @functools.cache  # once per process is enough
 def apply() -> None:
-    """Imports BasicSR with all workarounds in place. To be called before anything else imports it."""
+    """Imports BasicSR with all workarounds. It must run before anything else imports BasicSR."""
     import_torchvision()
     provide_functional_tensor()
     provide_scipy_filters()
@@ -35,19 +35,19 @@ def apply() -> None:
         _import('basicsr', 'pip install --no-build-isolation --no-deps basicsr==1.4.2')
     repair_check_resume()
     repair_load_resume_state()
-    share_lmdb_handles()
+    refuse_recipes()
 
 
 # --- what `import basicsr` needs
 
 
 def import_torchvision() -> None:
-    """Imports torchvision although its compiled operators cannot be loaded.
+    """Imports torchvision even where its compiled operators cannot be loaded.
 
-    Needed by: torchvision 0.17 and later beside a torch of another build, above all torchvision for CUDA beside torch
-    for CPU. It cannot load its library, and then describes operators of that library to torch, which stops the
-    import: "operator torchvision::nms does not exist", and next "qnms". Declaring them is enough for the import.
-    BasicSR calls none of them; whoever does gets torch's error about a missing kernel.
+    Needed by: torchvision beside a torch of another build, above all torchvision for CUDA beside torch for CPU. It
+    cannot load its library, but registers Python code for operators of that library, so torch stops the import:
+    "operator torchvision::nms does not exist", and then the same for "qnms". Declaring the two is enough for the
+    import. BasicSR calls neither; other callers get torch's error about a missing kernel.
     """
     command = 'pip install torchvision (of the same build as torch; beside torch for CPU with --no-deps)'
     try:
@@ -63,7 +63,7 @@ def import_torchvision() -> None:
         for operator in ('nms', 'qnms'):
             if not hasattr(torch.ops.torchvision, operator):
                 schemas.define(f'{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        # what the failed import left behind would be taken for a finished import
+        # Python would take modules that the failed import left for imported ones.
         for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
             del sys.modules[name]
         with _quiet_import():
@@ -71,9 +71,9 @@ def import_torchvision() -> None:
 
 
 def provide_functional_tensor() -> None:
-    """Stands in for ``torchvision.transforms.functional_tensor``, of which BasicSR takes ``rgb_to_grayscale``.
+    """Provides ``torchvision.transforms.functional_tensor``, from which BasicSR imports ``rgb_to_grayscale``.
 
-    Needed by: torchvision 0.17 and later, which dropped the module.
+    Needed by: torchvision 0.17 and later, which removed the module.
     """
     if not _exists('torchvision.transforms.functional_tensor'):
         from torchvision.transforms.functional import rgb_to_grayscale
@@ -82,9 +82,9 @@ def provide_functional_tensor() -> None:
 
 
 def provide_scipy_filters() -> None:
-    """Stands in for ``scipy.ndimage.filters``, of which BasicSR takes ``convolve`` and ``gaussian_filter``.
+    """Provides ``scipy.ndimage.filters``, from which BasicSR imports ``convolve`` and ``gaussian_filter``.
 
-    Needed by: SciPy 2, for which the removal is announced.
+    Needed by: SciPy 2, which will remove the module.
     """
     if not _exists('scipy.ndimage.filters'):
         from scipy.ndimage import convolve, gaussian_filter
@@ -94,16 +94,16 @@ def provide_scipy_filters() -> None:
 
 @contextmanager
 def distutils_provided() -> Iterator[None]:
-    """Stands in for ``distutils``, of which BasicSR takes ``LooseVersion``, while BasicSR is imported.
+    """Provides ``distutils``, from which BasicSR imports ``LooseVersion``, while BasicSR is imported.
 
-    Needed by: Python 3.12 and later without setuptools, which else provides it. The stand-in goes afterwards, because
-    other packages look whether there is a distutils, and mean all of it.
+    Needed by: Python 3.12 and later without setuptools, which provides it otherwise. It is removed afterwards, because
+    other packages test whether distutils exists and then use all of it.
     """
     if _exists('distutils'):
         yield
         return
     try:
-        import setuptools  # noqa: F401  (its import provides distutils where its .pth file was not read)
+        import setuptools  # noqa: F401  (provides distutils where Python has not read its .pth file)
     except ImportError:
         pass
     if _exists('distutils'):
@@ -123,10 +123,10 @@ def distutils_provided() -> Iterator[None]:
 
 
 def repair_check_resume() -> None:
-    """Lets a resumed run load the networks of ``path.ignore_resume_networks`` as a fresh run does.
+    """Lets a resumed run load the networks of ``path.ignore_resume_networks`` as a new run does.
 
-    Needed by: every BasicSR so far. It leaves the paths of these networks alone, yet turns each ``param_key_*`` from
-    params_ema into params, so a frozen teacher silently becomes another network.
+    Needed by: every BasicSR so far. It keeps the paths of these networks, but changes each ``param_key_*`` from
+    params_ema to params, so a frozen teacher silently becomes another network.
     """
     from basicsr.utils import misc
 
@@ -148,21 +148,19 @@ def repair_check_resume() -> None:
 
 
 def repair_load_resume_state() -> None:
-    """Lets a run resume without CUDA, and says what is wrong with a state that cannot be read.
+    """Lets a run resume without CUDA, never runs code from a state, and says which state cannot be read.
 
-    Needed by: every BasicSR so far. It asks CUDA for the current device whatever ``num_gpu`` says.
+    Needed by: every BasicSR so far. It asks CUDA for the current device even where ``num_gpu`` is 0.
     """
     import torch
     from basicsr import train
 
     stock = train.load_resume_state
-    # older ones refuse the Counter in a scheduler's state, and stay as they were
-    reads_states_safely = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
 
     @functools.wraps(stock)
     def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         if opt['auto_resume']:
-            # relative to the current folder, as BasicSR has it
+            # relative to the current folder, as in BasicSR
             state_file = _newest_state(os.path.join('experiments', opt['name'], 'training_states'))
             if state_file:
                 opt['path']['resume_state'] = state_file
@@ -173,13 +171,42 @@ def repair_load_resume_state() -> None:
         on_cpu = opt['num_gpu'] == 0 or not torch.cuda.is_available()
         device = torch.device('cpu') if on_cpu else torch.device('cuda', torch.cuda.current_device())
         try:
-            state = torch.load(state_file, map_location=device, weights_only=reads_states_safely)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            state = torch.load(state_file, map_location=device, weights_only=True)
+        except Exception as error:  # a damaged file makes its reader raise anything
             raise CheckpointError(f'{state_file}: cannot be read as a training state: {error}') from error
+        if not isinstance(state, dict) or type(state.get('iter')) is not int:
+            raise CheckpointError(f'{state_file}: is not a training state.')
         train.check_resume(opt, state['iter'])
         return state
 
     _rebind(stock, load_resume_state)
+
+
+def refuse_recipes() -> None:
+    """Stops BasicSR's own train and test scripts on a recipe, before they move an earlier run away.
+
+    Needed by: every BasicSR. It knows neither ``_base_`` nor ``stages`` nor ``${...}`` and fails late on them.
+    """
+    from basicsr.utils import options
+
+    stock = options.parse_options
+
+    @functools.wraps(stock)
+    def parse_options(root_path: str, is_train: bool = True) -> Any:
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.add_argument('-opt')
+        path = parser.parse_known_args()[0].opt
+        if path and os.path.isfile(path):
+            with open(path, encoding='utf-8') as file:
+                found = re.findall(r'^(_base_|stages)\s*:', file.read(), re.MULTILINE)
+            if found:
+                raise OptionsError(
+                    f'{path}: this is a recipe of pisr_plugin (found {" and ".join(found)}). Expected plain options. '
+                    f'Train it by pisr-train -opt {path}, or use the options.yml of one of its stages.'
+                )
+        return stock(root_path, is_train)
+
+    _rebind(stock, parse_options)
 
 
 def _newest_state(folder: str) -> str | None:
@@ -190,23 +217,11 @@ def _newest_state(folder: str) -> str | None:
     return os.path.join(folder, max(states, key=lambda name: int(name.split('.')[0]))) if states else None
 
 
-def share_lmdb_handles() -> None:
-    """Lets several datasets, and forked workers, read one LMDB.
-
-    Needed by: lmdb 2 and later, which allow one open per file and process. With lmdb 1 it only saves handles.
-    """
-    from basicsr.utils.file_client import FileClient
-
-    from .data.lmdb_backend import SharedLmdbBackend
-
-    FileClient._backends['lmdb'] = SharedLmdbBackend
-
-
 # --- helpers
 
 
 def _import(name: str, command: str) -> types.ModuleType:
-    """Imports a package; says how to install it when it, not something it imports, is missing."""
+    """Imports a package. Where it is missing itself, the error says how to install it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -216,7 +231,7 @@ def _import(name: str, command: str) -> types.ModuleType:
 
 
 def _exists(name: str) -> bool:
-    """Tells whether a module has been or can be imported, without importing it."""
+    """Returns whether a module is imported or can be, without importing it."""
     try:
         return sys.modules.get(name) is not None or importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # its parent does not exist
@@ -224,8 +239,8 @@ def _exists(name: str) -> bool:
 
 
 def _stand_in(name: str, **attributes: Any) -> None:
-    """Puts a module with the given attributes where ``import`` looks first."""
-    module = types.ModuleType(name, 'Stand-in by pisr_plugin.compat for a module that is gone.')
+    """Adds a module with the given attributes, which ``import`` then finds."""
+    module = types.ModuleType(name, 'Added by pisr_plugin.compat for a module that was removed.')
     vars(module).update(attributes)
     sys.modules[name] = module
 
@@ -241,7 +256,7 @@ def _rebind(stock: Any, repaired: Any) -> None:
 
 @contextmanager
 def _quiet_import() -> Iterator[None]:
-    """Hides the deprecations that BasicSR's own imports meet: distutils, scipy.ndimage.filters, functional_tensor."""
+    """Hides the deprecation warnings of what BasicSR imports: distutils, scipy.ndimage.filters, functional_tensor."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         warnings.filterwarnings('ignore', r'.*functional_tensor.* is deprecated', UserWarning)

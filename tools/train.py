@@ -2,7 +2,7 @@
 
 import sys
 
-from pisr_plugin.engine.train import main
+from pisr_command import main
 
 if __name__ == '__main__':
     sys.exit(main())

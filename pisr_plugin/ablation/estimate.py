@@ -1,4 +1,4 @@
-"""How long stages will take: by what they took so far, else by a few steps on noise."""
+"""Estimates how long stages will take: from the steps they did so far, else from a few steps on noise."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from pisr_plugin.data.noise import noise_batch
-from pisr_plugin.engine.runtime import runtime_options
-from pisr_plugin.engine.stages import Stage
-from pisr_plugin.engine.states import States
-from pisr_plugin.engine.train import build_trial
+import torch
 
-_STEPS = 3
+from pisr_plugin.config.runtime import runtime_options
+from pisr_plugin.config.stages import Stage
+from pisr_plugin.data.datasets.patches import noise_batch
+from pisr_plugin.engine.train import build_trial
+from pisr_plugin.engine.training_states import TrainingStates
+from pisr_plugin.utils.files import read_records
+
+_STEPS = {'cpu': 3, 'cuda': 20}  # on a GPU the first ones also choose algorithms and record a graph
 
 
 def estimate(stages: Iterable[Stage]) -> dict[str, float]:
-    """Seconds that each stage still needs on this machine, validation left out."""
+    """Returns the seconds of steps that each stage still needs on this machine, by name, without validation.
+
+    Args:
+        stages: The stages to train, in order.
+    """
     stages = list(stages)
     to_come = {stage.checkpoint for stage in stages}
     measured: dict[str, float] = {}
     seconds = {}
     for stage in stages:
-        done = next(iter(States(stage.folder, '').iterations()), 0)
+        done = next(iter(TrainingStates(stage.folder, '').iterations()), 0)
         per_step = _so_far(stage.folder / 'metrics.jsonl')
         if per_step is None:
             kind = _kind(stage)
@@ -36,15 +43,12 @@ def estimate(stages: Iterable[Stage]) -> dict[str, float]:
 
 
 def _so_far(metrics: Path) -> float | None:
-    if not metrics.is_file():
-        return None
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    times = [record['time'] for record in records if 'time' in record]
+    times = [record['time'] for record in read_records(metrics) if isinstance(record.get('time'), (int, float))]
     return statistics.median(times) if times else None
 
 
 def _kind(stage: Stage) -> str:
-    """Equal for stages whose steps cost the same."""
+    """Returns a text that is equal for stages whose steps cost the same."""
     options, train = stage.options, stage.options['train']
     parts = {key: options.get(key) for key in ('network_g', 'network_t')}
     parts['train'] = {key: value for key, value in train.items() if key not in ('total_iter', 'scheduler', 'optim_g')}
@@ -54,14 +58,16 @@ def _kind(stage: Stage) -> str:
 
 
 def _trial(stage: Stage, to_come: set[Path]) -> float:
+    """Returns the median seconds of a step, on the device that trains."""
     opt = runtime_options(stage, stage.folder, is_train=True)
-    opt['train'] = {key: value for key, value in opt['train'].items() if key != 'compile'}
-    model = build_trial(opt, to_come)
+    model = build_trial(opt, to_come, num_gpu=min(opt['num_gpu'], 1))
     batch = noise_batch(opt, opt['datasets']['train']['batch_size_per_gpu'])
     times = []
-    for step in range(1, _STEPS + 2):
+    for step in range(1, _STEPS[model.device.type] + 2):
         started = time.perf_counter()
         model.feed_data(batch)
         model.optimize_parameters(step)
+        if model.device.type == 'cuda':
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])

@@ -4,7 +4,7 @@
 
     name: losses_x2
     recipe: ../pisr_fsrcnn_x2.yml         # relative to this file
-    common: {train: {total_iter: 20000}}  # changes for all rows
+    common: {train: {total_iter: 20000}}  # changes for all rows; or a file with them, or a list of files
     seeds: [0, 1, 2]                      # default: the recipe's manual_seed alone
     against: baseline                     # row that differences are taken from; default: the first
     rows:
@@ -19,18 +19,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
-from pisr_plugin.engine.recipe import compose, override
-from pisr_plugin.errors import OptionsError, choice
+from pisr_plugin.config.compose import compose, merge, override
+from pisr_plugin.config.plugins import import_plugins
+from pisr_plugin.utils.errors import OptionsError, did_you_mean, shown
+from pisr_plugin.utils.files import name_as_folder
 
 _KEYS = ('name', 'title', 'recipe', 'common', 'seeds', 'against', 'rows', 'axes', 'published')
+MAX_ROWS = 1000  # axes multiply
 _ROW_KEYS = ('recipe', 'changes', 'seeds', 'title')
 
 
@@ -81,21 +83,23 @@ def read_grid(path: str | Path, overrides: Iterable[str] = ()) -> Grid:
     path = Path(path)
     grid = compose(path)
     _check_keys(grid, _KEYS, str(path))
-    name = grid.get('name')
-    if not isinstance(name, str) or not name or '/' in name or name.startswith('.'):
-        raise OptionsError(f'{path}: name: {name!r}; a grid needs a name to file its results under, without slashes.')
+    name = name_as_folder(grid.get('name'), f'{path}: name', Path('experiments'))
     rows = _rows(grid, path)
     if not rows:
-        raise OptionsError(f'{path}: neither rows nor axes: there is nothing to compare.')
+        raise OptionsError(f'{path}: neither rows nor axes. Expected at least one row to train.')
     published = _mapping(grid.get('published'), f'{path}: published')
     against = grid.get('against', next(iter(rows)))
     for what, names in (('published', published), ('against', [against])):
         for wanted in names:
-            if wanted not in rows:
-                raise OptionsError(f'{path}: {what}: there is no row {wanted!r}. {choice(str(wanted), rows)}')
+            if not isinstance(wanted, str) or wanted not in rows:
+                raise OptionsError(f'{path}: {what}: there is no row {wanted!r}. {did_you_mean(str(wanted), rows)}')
+    for key, figures in published.items():
+        _check_figures(_mapping(figures, f'{path}: published.{key}'), f'{path}: published.{key}')
+    for key in rows:
+        name_as_folder(key, f'{path}: rows')
     overrides = list(overrides)
     built = [_build_row(key, row, grid, path, overrides, published.get(key) or {}) for key, row in rows.items()]
-    return Grid(name, grid.get('title', name), built, against)
+    return Grid(name, _text(grid, 'title', f'{path}', name), built, against)
 
 
 def _rows(grid: dict, path: Path) -> dict[str, dict]:
@@ -106,6 +110,8 @@ def _rows(grid: dict, path: Path) -> dict[str, dict]:
         _check_keys(row, _ROW_KEYS, f'{path}: rows.{name}')
         rows[str(name)] = row
     axes = {key: _mapping(axis, f'{path}: axes.{key}') for key, axis in _mapping(grid.get('axes'), 'axes').items()}
+    if len(rows) + math.prod(map(len, axes.values())) > MAX_ROWS:
+        raise OptionsError(f'{path}: axes: too many rows. Expected at most {MAX_ROWS} rows.')
     for point in itertools.product(*(axis.items() for axis in axes.values())) if axes else ():
         changes: dict = {}
         for key, (value, change) in zip(axes, point):
@@ -118,43 +124,61 @@ def _rows(grid: dict, path: Path) -> dict[str, dict]:
 
 
 def _build_row(name: str, row: dict, grid: dict, path: Path, overrides: list[str], published: dict) -> Row:
-    source = row.get('recipe') or grid.get('recipe')
+    source = _text(row, 'recipe', f'{path}: rows.{name}', '') or _text(grid, 'recipe', f'{path}', '')
     if not source:
-        raise OptionsError(f'{path}: recipe: missing; rows.{name} names none of its own either.')
+        raise OptionsError(f'{path}: recipe: missing. rows.{name} has no recipe of its own either.')
     recipe = compose(path.parent / source)
-    for key, changes in (('common', grid.get('common')), (f'rows.{name}.changes', row.get('changes'))):
-        recipe = merge(recipe, _mapping(changes, f'{path}: {key}'), f'{path}: {key}')
+    for changes in _common(grid, path):
+        recipe = merge(recipe, changes, f'{path}: common')
+    recipe = merge(recipe, _mapping(row.get('changes'), f'{path}: rows.{name}.changes'), f'{path}: rows.{name}.changes')
     seeds = row.get('seeds') or grid.get('seeds') or [recipe.get('manual_seed', 0)]
-    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise OptionsError(f'{path}: seeds: {seeds!r}; a list of different whole numbers is needed.')
-    recipes = {}
-    for seed in seeds:
-        recipes[seed] = override(deepcopy(recipe), overrides)
-        recipes[seed]['manual_seed'] = seed
-    return Row(name, row.get('title', name), recipes, published)
+    if not isinstance(seeds, list) or not all(map(_is_seed, seeds)) or len(set(seeds)) < len(seeds):
+        raise OptionsError(
+            f'{path}: seeds: wrong value (found {shown(seeds)}). Expected a list of different whole numbers from 0 on.'
+        )
+    recipe = override(recipe, overrides)
+    import_plugins(recipe.get('plugins'), f'{path}: rows.{name}: plugins')
+    recipes = {seed: {**deepcopy(recipe), 'manual_seed': seed} for seed in seeds}
+    return Row(name, _text(row, 'title', f'{path}: rows.{name}', name), recipes, published)
 
 
-def merge(options: dict, changes: Mapping, place: str) -> dict:
-    """``changes`` over ``options``, as a recipe over its base; neither is altered.
-
-    Raises:
-        OptionsError: a mapping meets something else.
-    """
-    merged = Config(deepcopy(options))
-    try:
-        merged.merge_from_dict(deepcopy(dict(changes)))
-    except (TypeError, AttributeError, KeyError) as error:
-        raise OptionsError(f'{place}: {error}') from None
-    return merged.to_dict()
+def _common(grid: dict, path: Path) -> list[dict]:
+    """The changes for all rows: a mapping, or the files that hold them."""
+    common = grid.get('common')
+    files = [common] if isinstance(common, str) else common
+    if isinstance(files, list) and all(isinstance(file, str) for file in files):
+        return [compose(path.parent / file) for file in files]
+    return [_mapping(common, f'{path}: common')]
 
 
-def _mapping(value: Any, place: str) -> dict:
+def _check_figures(figures: Mapping[str, Any], option_path: str) -> None:
+    """Checks what is published for a row: by test set a PSNR, or a list of PSNR and SSIM."""
+    for name, found in figures.items():
+        numbers = found if isinstance(found, list) else [found]
+        if not 1 <= len(numbers) <= 2 or not all(type(number) in (int, float) for number in numbers):
+            raise OptionsError(
+                f'{option_path}.{name}: wrong value (found {shown(found)}). Expected PSNR, or [PSNR, SSIM].'
+            )
+
+
+def _is_seed(seed: object) -> bool:
+    return isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32
+
+
+def _text(options: Mapping, key: str, option_path: str, default: str) -> str:
+    value = default if options.get(key) is None else options[key]
+    if not isinstance(value, str):
+        raise OptionsError(f'{option_path}: {key}: wrong value (found {shown(value)}). Expected text.')
+    return value
+
+
+def _mapping(value: Any, option_path: str) -> dict:
     if not isinstance(value, (Mapping, type(None))):
-        raise OptionsError(f'{place}: a mapping is needed, not {value!r}.')
+        raise OptionsError(f'{option_path}: wrong value (found {shown(value)}). Expected a mapping.')
     return dict(value or {})
 
 
-def _check_keys(options: Mapping, known: Iterable[str], place: str) -> None:
+def _check_keys(options: Mapping, known: Iterable[str], option_path: str) -> None:
     for key in options:
         if key not in known:
-            raise OptionsError(f'{place}: unknown key {key!r}. {choice(str(key), known)}')
+            raise OptionsError(f'{option_path}: unknown key {key!r}. {did_you_mean(str(key), known)}')

@@ -7,12 +7,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from pisr_plugin.ablation.grid import Grid
-from pisr_plugin.engine.schema import check_options
-from pisr_plugin.engine.stages import HAND_OFF, Stage, decisive, unroll
-from pisr_plugin.files import write_whole
+from pisr_plugin.config.parse import dump
+from pisr_plugin.config.schema import check_options
+from pisr_plugin.config.stages import HAND_OFF, WATCHED, Stage, unroll, weight_options
+from pisr_plugin.utils.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,9 @@ def make_plan(grid: Grid) -> Plan:
         for seed, recipe in row.recipes.items():
             names: dict[Path, str] = {}
             for stage in unroll(recipe):
-                check_options(stage.options, f'rows.{row.name}: {stage.place}'.rstrip(': '))
+                check_options(stage.options, f'rows.{row.name}: {stage.option_path}'.rstrip(': '), is_train=True)
                 described = _describe(stage, names)
-                name = f'{stage.name or "train"}_{_digest(described)}'
-                names[stage.checkpoint] = name
+                names[stage.checkpoint] = name = _name(stage.name or 'train', described, options)
                 options.setdefault(name, described)
             rows[row.name][seed] = list(names.values())
     stages = unroll({'name': grid.name, 'stages': options})
@@ -57,14 +55,12 @@ def make_plan(grid: Grid) -> Plan:
 
 
 def write_recipe(plan: Plan, grid: Grid, path: Path) -> None:
-    """Writes all stages as one recipe, from which ``tools/train.py --stage`` trains any of them."""
-    shared = {name: _describe(stage, _names(plan)) for name, stage in plan.stages.items()}
-    text = yaml.safe_dump({'name': grid.name, 'stages': shared}, sort_keys=False, allow_unicode=True)
-    write_whole(path, f'# All different stages of the grid {grid.name}; written by tools/ablate.py.\n{text}')
-
-
-def _names(plan: Plan) -> dict[Path, str]:
-    return {stage.checkpoint: name for name, stage in plan.stages.items()}
+    """Writes all stages as one recipe, from which ``pisr-train --stage`` trains any of them."""
+    names = {stage.checkpoint: name for name, stage in plan.stages.items()}
+    shared = {name: _describe(stage, names) for name, stage in plan.stages.items()}
+    plugins = {name: None for options in shared.values() for name in options.pop('plugins', [])}
+    recipe = {'name': grid.name, **({'plugins': list(plugins)} if plugins else {}), 'stages': shared}
+    write_whole(path, f'# All different stages of the grid {grid.name}; written by pisr-ablate.\n{dump(recipe)}')
 
 
 def _describe(stage: Stage, names: dict[Path, str]) -> dict:
@@ -77,7 +73,14 @@ def _describe(stage: Stage, names: dict[Path, str]) -> dict:
     return described
 
 
-def _digest(described: dict) -> str:
-    """Six letters that differ when the stage's weights would."""
-    text = json.dumps(decisive(described), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+def _name(stage_name: str, described: dict, known: dict[str, dict]) -> str:
+    """The name of the stage in ``known`` that yields the same weights, else a new one that ends in a digest."""
+    wanted = weight_options(described)
+    for name, other in known.items():
+        if name.rpartition('_')[0] == stage_name and weight_options(other) == wanted:
+            return name
+    # Not of wanted: a name must not change when the table in config/stages.py grows.
+    text = json.dumps(weight_options(described, WATCHED), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    names = (f'{stage_name}_{digest[:length]}' for length in range(6, len(digest) + 1))
+    return next(name for name in names if name not in known)

@@ -1,43 +1,14 @@
-"""Networks, registered with BasicSR by importing this package."""
+"""Networks. Importing this package registers every network of its modules, and the estimators, with BasicSR."""
 
 from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
 
-from pisr_plugin.distill.estimators import Adapter, LocationFreeScale, LocationScale
+from pisr_plugin.distill import estimators
+from pisr_plugin.utils.registration import import_modules
 
-from .bicubic_arch import Bicubic
-from .carn_arch import CARN
-from .carnm_arch import CARNM
-from .erfdn_arch import ERFDN
-from .fsrcnn_arch import FSRCNN
-from .hrfsrcnn_arch import HRFSRCNN
-from .idn_arch import IDN
-from .imdn_arch import IMDN
-from .kdsr_arch import KDSRStudent, KDSRTeacher
-from .pi_teacher_arch import PIEncoder, PITeacher, TeacherOutput
-from .rfdn_arch import RFDN
-from .vdsr_arch import VDSR
+import_modules(__name__)
 
-# Recipes name estimators by type like any network; their own file does without BasicSR.
-for _estimator in (Adapter, LocationFreeScale, LocationScale):
-    ARCH_REGISTRY.register(_estimator)
-
-__all__ = [
-    'Bicubic',
-    'CARN',
-    'CARNM',
-    'ERFDN',
-    'FSRCNN',
-    'HRFSRCNN',
-    'IDN',
-    'IMDN',
-    'KDSRStudent',
-    'KDSRTeacher',
-    'RFDN',
-    'VDSR',
-    'Adapter',
-    'LocationFreeScale',
-    'LocationScale',
-    'PIEncoder',
-    'PITeacher',
-    'TeacherOutput',
-]
+# Recipes name estimators by type, like networks. Their own file does not import BasicSR, so they are registered here.
+for _value in list(vars(estimators).values()):
+    if isinstance(_value, type) and issubclass(_value, nn.Module):
+        ARCH_REGISTRY.register(_value)

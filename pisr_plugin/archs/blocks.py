@@ -1,55 +1,69 @@
-"""What several networks are made of, and the checks of their arguments. Registers nothing, needs only torch."""
+"""Building blocks that several networks share. Nothing here is registered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-
-def check_int(name: str, value: object, minimum: int = 1) -> None:
-    """Refuses a constructor argument that is not a whole number of at least ``minimum``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f'{name}: found {value!r}, possible: a whole number from {minimum} on')
-
-
-def check_choice(name: str, value: object, possible: Iterable[object]) -> None:
-    """Refuses a constructor argument that is none of the ``possible`` values."""
-    possible = list(possible)
-    if value not in possible:
-        raise ValueError(f'{name}: found {value!r}, possible: {", ".join(map(repr, possible))}')
+from pisr_plugin.utils.checks import check_choice, check_int
 
 
 def check_same_channels(num_in_ch: int, num_out_ch: int) -> None:
-    """Refuses different numbers of channels where the output is added to the upscaled input."""
+    """Raises ValueError unless input and output have the same channels, for networks that add the upscaled input."""
     check_int('num_in_ch', num_in_ch)
     check_choice('num_out_ch', num_out_ch, [num_in_ch])
 
 
 def conv(in_ch: int, out_ch: int, kernel: int, **options) -> nn.Conv2d:
-    """A convolution whose zero padding keeps the size (at stride 1)."""
+    """Returns a convolution with zero padding that keeps the size at stride 1."""
     return nn.Conv2d(in_ch, out_ch, kernel, padding=kernel // 2, **options)
 
 
 def conv_prelu(in_ch: int, out_ch: int, kernel: int, *, slopes: int = 1) -> nn.Sequential:
-    """Convolution, then PReLU: keys ``0.weight``, ``0.bias``, ``1.weight``."""
+    """Returns a convolution and a PReLU, with the keys ``0.weight``, ``0.bias``, ``1.weight``."""
     return nn.Sequential(conv(in_ch, out_ch, kernel), nn.PReLU(slopes))
 
 
 def pixel_shuffle_tail(in_ch: int, out_ch: int, upscale: int) -> nn.Sequential:
-    """One 3x3 convolution and one pixel shuffle, whatever the scale: keys ``0.weight``, ``0.bias``."""
+    """Returns a 3x3 convolution and a pixel shuffle for any scale, with the keys ``0.weight``, ``0.bias``."""
     return nn.Sequential(conv(in_ch, out_ch * upscale**2, 3), nn.PixelShuffle(upscale))
 
 
-class CCA(nn.Module):
-    """Contrast-aware channel attention (IMDN, ACM MM 2019): weighs channels by their standard deviation plus mean.
+# Mean colour of DIV2K by number of channels; with one channel its luminance.
+MEAN = {3: (0.4488, 0.4371, 0.4040), 1: ((16 + 65.481 * 0.4488 + 128.553 * 0.4371 + 24.966 * 0.4040) / 255,)}
 
-    The standard deviation is the population's and has no epsilon, as in the authors' code. Written as a norm it has
-    gradient 0 for a constant channel, where a square root would give infinity; it is also the fastest form on a CPU.
+
+class MeanShift(nn.Conv2d):
+    """Adds or subtracts DIV2K's mean colour by a frozen 1x1 convolution, as in the state dicts of CARN and KDSR.
 
     Args:
-        num_feat: Channels in and out.
+        channels: Channels of the image, 1 or 3.
+        sign: 1 adds the mean, -1 subtracts it.
+
+    Shape:
+        (N, channels, H, W) to the same.
+    """
+
+    bias: torch.Tensor  # of a convolution in general it may be None
+
+    def __init__(self, channels: int, sign: int) -> None:
+        super().__init__(channels, channels, 1)
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(channels)[:, :, None, None])
+            self.bias.copy_(sign * torch.tensor(MEAN[channels]))
+        self.requires_grad_(False)
+
+
+class CCA(nn.Module):
+    """Contrast-aware channel attention (IMDN, ACM MM 2019): weights channels by their standard deviation plus mean.
+
+    The standard deviation is that of the population, without epsilon, as in the authors' code. It is computed as a
+    norm: the gradient of a constant channel is then 0, not infinite, and on a CPU this is the fastest form.
+
+    Args:
+        num_feat: Channels of input and output.
         reduction: The bottleneck has ``num_feat // reduction`` channels.
 
     Shape:
@@ -70,12 +84,12 @@ class CCA(nn.Module):
 class RFDB(nn.Module):
     """Residual feature distillation block (RFDN, AIM workshop at ECCV 2020), up to and without its attention.
 
-    Three times a 1x1 convolution keeps half of the channels aside while a 3x3 convolution with a skip refines all of
-    them; the addition comes before the activation. A last 3x3 convolution halves what remains, and a 1x1 convolution
+    Three times, a 1x1 convolution distils half of the channels while a 3x3 convolution with a skip refines all of
+    them; the skip is added before the activation. A last 3x3 convolution halves the channels, and a 1x1 convolution
     fuses the four parts.
 
     Args:
-        num_feat: Channels in and out; ``num_feat // 2`` are kept aside at each step.
+        num_feat: Channels of input and output; ``num_feat // 2`` are distilled in each step.
 
     Shape:
         (N, num_feat, H, W) to the same.
@@ -106,23 +120,23 @@ class RFDB(nn.Module):
 
 
 class DistillationNet(nn.Module):
-    """The frame of IMDN, RFDN and ERFDN: blocks in series whose outputs are all fused before one upsampler.
+    """The common structure of IMDN, RFDN and ERFDN: blocks in series, whose outputs are fused before one upsampler.
 
     Args:
         num_in_ch: Channels of the input.
         num_out_ch: Channels of the output.
-        num_feat: Width.
+        num_feat: Channels of the features.
         num_block: Number of blocks.
         upscale: Scale factor, 2 or more.
-        block: Called with ``num_feat``; builds a module (N, num_feat, H, W) to the same.
-        prefix: What the blocks' keys begin with, before their number.
-        min_feat: Smallest width that the block can be built with.
+        block: Called with ``num_feat``; returns a module from (N, num_feat, H, W) to the same.
+        prefix: First part of the blocks' names, before their number.
+        min_feat: Smallest ``num_feat`` for which the block can be built.
 
     Shape:
         (N, num_in_ch, H, W) to (N, num_out_ch, upscale * H, upscale * W).
     """
 
-    # The last feature at LR size is the sum LR_conv(..) + fea_conv(..), which no submodule outputs.
+    # No submodule outputs the last feature at LR size: it is the sum LR_conv(..) + fea_conv(..).
     default_tap = 'upsampler@input'
 
     def __init__(

@@ -11,25 +11,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import check_choice, check_int, conv
-
-# Of DIV2K; on Y the luminance of the same colour.
-MEAN = {3: (0.4488, 0.4371, 0.4040), 1: ((16 + 65.481 * 0.4488 + 128.553 * 0.4371 + 24.966 * 0.4040) / 255,)}
-
-
-class MeanShift(nn.Module):
-    """Adds or subtracts the mean colour by a frozen 1x1 convolution, as the authors' state dict has it."""
-
-    def __init__(self, channels: int, sign: int) -> None:
-        super().__init__()
-        self.shifter = conv(channels, channels, 1)
-        with torch.no_grad():
-            self.shifter.weight.copy_(torch.eye(channels)[:, :, None, None])
-            self.shifter.bias.copy_(sign * torch.tensor(MEAN[channels]))
-        self.requires_grad_(False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.shifter(x)
+from pisr_plugin.archs.blocks import MEAN, MeanShift, conv
+from pisr_plugin.utils.checks import check_choice, check_int
 
 
 class ResidualUnit(nn.Module):
@@ -44,7 +27,7 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """1x1 convolution and ReLU on everything that a cascade has gathered so far."""
+    """1x1 convolution and ReLU on all outputs of a cascade so far."""
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__()
@@ -55,12 +38,12 @@ class Fusion(nn.Module):
 
 
 class Cascade(nn.Module):
-    """Three units; after each, the cascade's input and all outputs so far are fused into what the next one sees.
+    """Three units. The next unit sees the cascade's input and all outputs so far, fused by a 1x1 convolution.
 
-    The pattern comes twice: within a block the units are residual ones, in the network they are blocks.
+    Networks of this family are cascades of blocks, and each block is a cascade of residual units.
 
     Args:
-        num_feat: Channels in and out.
+        num_feat: Channels of input and output.
         units: Three units, or one that is used three times.
 
     Shape:
@@ -85,14 +68,14 @@ class Cascade(nn.Module):
 
 
 class CascadingNet(Cascade):
-    """The frame of CARN and CARNM: a cascade of blocks between entry, upsampler and exit.
+    """The common structure of CARN and CARNM: entry, a cascade of blocks, upsampler, exit.
 
     Args:
         num_in_ch: Channels of the input, 1 or 3.
         num_out_ch: Channels of the output, 1 or 3.
-        num_feat: Width.
-        upscale: 2, 3 or 4.
-        blocks: Three modules, each (N, num_feat, H, W) to the same.
+        num_feat: Channels of the features.
+        upscale: Scale factor: 2, 3 or 4.
+        blocks: Three modules, each from (N, num_feat, H, W) to the same.
         groups: Groups of the upsampler's convolutions.
     """
 
@@ -103,8 +86,9 @@ class CascadingNet(Cascade):
     ) -> None:
         super().__init__(num_feat, blocks)
         self.upscale = upscale
-        self.sub_mean = MeanShift(num_in_ch, -1)
-        self.add_mean = MeanShift(num_out_ch, 1)
+        # The authors' keys: sub_mean.shifter.weight, ...
+        self.sub_mean = nn.Sequential(OrderedDict(shifter=MeanShift(num_in_ch, -1)))
+        self.add_mean = nn.Sequential(OrderedDict(shifter=MeanShift(num_out_ch, 1)))
         self.entry = conv(num_in_ch, num_feat, 3)
         layers = []
         for factor in {2: (2,), 3: (3,), 4: (2, 2)}[upscale]:

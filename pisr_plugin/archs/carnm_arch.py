@@ -7,8 +7,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import check_choice, check_int, conv
-from .carn_arch import MEAN, Cascade, CascadingNet
+from pisr_plugin.archs.blocks import MEAN, conv
+from pisr_plugin.archs.carn_arch import Cascade, CascadingNet
+from pisr_plugin.utils.checks import check_choice, check_int
 
 
 class EfficientResidualUnit(nn.Module):
@@ -60,6 +61,6 @@ class CARNM(CascadingNet):
         check_int('groups', groups)
         check_choice('upscale', upscale, [2, 3, 4])
         if num_feat % groups:
-            raise ValueError(f'num_feat: found {num_feat}, possible: multiples of groups ({groups})')
+            raise ValueError(f'num_feat: out of range (found {num_feat}). Expected a multiple of groups, {groups}.')
         blocks = [Cascade(num_feat, [EfficientResidualUnit(num_feat, groups)]) for _ in range(3)]
         super().__init__(num_in_ch, num_out_ch, num_feat, upscale, blocks, groups)

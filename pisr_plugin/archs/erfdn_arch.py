@@ -7,7 +7,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import RFDB, DistillationNet, conv
+from pisr_plugin.archs.blocks import RFDB, DistillationNet, conv
 
 
 class ESA(nn.Module):
@@ -17,7 +17,7 @@ class ESA(nn.Module):
         num_feat: Channels in and out; inside there are ``num_feat // 4``.
 
     Shape:
-        (N, num_feat, H, W) to the same, H and W at least 3. Below 15 pixels, where the authors' code fails, the window
+        (N, num_feat, H, W) to the same, H and W at least 3. Below 15 pixels the authors' code fails; here the window
         of the max pooling shrinks with the map.
     """
 

@@ -6,20 +6,20 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from .blocks import conv
-from .fsrcnn_arch import FSRCNN
+from pisr_plugin.archs.blocks import conv
+from pisr_plugin.archs.fsrcnn_arch import FSRCNN
 
 
 @ARCH_REGISTRY.register()
 class HRFSRCNN(FSRCNN):
     """FSRCNN that reads the HR image: the teacher of PISR's Table 1, row 2 (ECCV 2020, section 4.2).
 
-    The transposed convolution is replaced by a 9x9 convolution that keeps the size; all else is FSRCNN's, the number
-    of parameters (12,644) and the keys too. The shape of ``last_layer.0.0.weight`` is (num_out_ch, d, 9, 9).
+    A 9x9 convolution that keeps the size replaces the transposed convolution. All else is FSRCNN's, including the
+    number of parameters (12,644) and the keys. The shape of ``last_layer.0.0.weight`` is (num_out_ch, d, 9, 9).
 
-    The paper does not say how this teacher's feature, of HR size, meets the student's, of LR size. Our reading: it is
-    average-pooled by ``upscale``, as the authors of VID match sizes. The module ``pooled`` outputs that feature; it is
-    there to be tapped and has no part in the reconstruction.
+    The paper does not say how this teacher's feature, of HR size, is compared with the student's, of LR size. We
+    average-pool it by ``upscale``, as the authors of VID match sizes. The module ``pooled`` outputs the pooled feature
+    for taps only; the reconstruction does not use it.
 
     Args:
         num_in_ch: Channels of the HR image.

@@ -7,10 +7,10 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from pisr_plugin.resize import enlarge
-
-from .block_deconv import BlockConvTranspose2d
-from .blocks import check_choice, check_int, check_same_channels, conv
+from pisr_plugin.archs.blocks import check_same_channels, conv
+from pisr_plugin.archs.fast_deconv import BlockConvTranspose2d
+from pisr_plugin.utils.checks import check_choice, check_int
+from pisr_plugin.utils.resize import bicubic_upsample
 
 
 @ARCH_REGISTRY.register()
@@ -60,12 +60,12 @@ class IDN(nn.Module):
         check_same_channels(num_in_ch, num_out_ch)
         check_int('num_feat', num_feat, minimum=16)
         if num_feat % 16:
-            raise ValueError(f'num_feat: found {num_feat}, possible: multiples of 16')
+            raise ValueError(f'num_feat: out of range (found {num_feat}). Expected a multiple of 16.')
         check_int('num_block', num_block)
         check_int('upscale', upscale, minimum=2)
         check_choice('upsampler', upsampler, ['deconv', 'deconv_centred', 'pixelshuffle'])
         if upsampler == 'deconv' and upscale > 9:
-            raise ValueError(f'upscale: found {upscale}, possible with upsampler deconv: 2 to 9')
+            raise ValueError(f'upscale: out of range (found {upscale}). Expected 2 to 9 with upsampler deconv.')
         self.upscale = upscale
         self.num_block = num_block
         kept = num_feat // 4
@@ -80,7 +80,9 @@ class IDN(nn.Module):
                 self.add_module(f'conv{block + 2}_{i}', conv(in_ch, out_ch, 3, groups=4 if i in (2, 5) else 1))
             self.add_module(f'down{block}', conv(num_feat + kept, num_feat, 1))
         if upsampler == 'deconv':
-            self.upsample = BlockConvTranspose2d(num_feat, num_out_ch, 17, stride=upscale, padding=9 - upscale)
+            self.upsample: nn.Module = BlockConvTranspose2d(
+                num_feat, num_out_ch, 17, stride=upscale, padding=9 - upscale
+            )
         elif upsampler == 'deconv_centred':
             self.upsample = BlockConvTranspose2d(
                 num_feat, num_out_ch, 17, stride=upscale, padding=8, output_padding=upscale - 1
@@ -98,7 +100,8 @@ class IDN(nn.Module):
                 out_ch, in_ch = module.weight.shape[:2]
                 mean_fan = module.weight.numel() * (1 / out_ch + 1 / in_ch) / 2
                 nn.init.normal_(module.weight, std=(2 / mean_fan) ** 0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def _layer(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return F.leaky_relu(getattr(self, name)(x), 0.05)
@@ -114,7 +117,7 @@ class IDN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = self.upscale * x.shape[2], self.upscale * x.shape[3]
-        bicubic = enlarge(x, self.upscale)
+        bicubic = bicubic_upsample(x, self.upscale)
         x = self._layer('conv2', self._layer('conv1', x))
         for block in range(1, self.num_block + 1):
             x = self._block(block, x)

@@ -6,7 +6,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from .blocks import CCA, DistillationNet, conv
+from pisr_plugin.archs.blocks import CCA, DistillationNet, conv
 
 
 class IMDB(nn.Module):

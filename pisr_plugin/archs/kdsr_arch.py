@@ -8,19 +8,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import check_choice, check_int, conv
-from .carn_arch import MEAN
-
-
-class MeanShift(nn.Conv2d):
-    """Adds or subtracts DIV2K's mean colour by a frozen 1x1 convolution, as the authors' state dict has it."""
-
-    def __init__(self, channels: int, sign: int) -> None:
-        super().__init__(channels, channels, 1)
-        with torch.no_grad():
-            self.weight.copy_(torch.eye(channels)[:, :, None, None])
-            self.bias.copy_(sign * torch.tensor(MEAN[channels]))
-        self.requires_grad_(False)
+from pisr_plugin.archs.blocks import MEAN, MeanShift, conv
+from pisr_plugin.utils.checks import check_choice, check_int
 
 
 class DynamicConv(nn.Module):

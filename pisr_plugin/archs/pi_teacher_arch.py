@@ -9,8 +9,9 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from .blocks import check_int
-from .traits import argument, input_channels
+from pisr_plugin.archs.bicubic_start import start_as_bicubic
+from pisr_plugin.archs.network_info import argument, input_channels
+from pisr_plugin.utils.checks import check_choice, check_int
 
 
 class TeacherOutput(NamedTuple):
@@ -37,6 +38,8 @@ class PIEncoder(nn.Sequential):
         d: Channels of the first two layers (the authors take FSRCNN's).
         s: Channels of the third layer (the authors take FSRCNN's).
         last_activation: Adds the fourth PReLU of the paper (one more parameter, key ``0.7.weight``).
+        start: ``random``: PyTorch's default initialisation. ``bicubic``: the compact feature begins as the bicubic LR
+            image, so that a decoder has something to learn from in the first iteration.
 
     Shape:
         (N, num_in_ch, H, W) in [0, 1] to (N, num_in_ch, ceil(H / upscale), ceil(W / upscale)).
@@ -48,13 +51,21 @@ class PIEncoder(nn.Sequential):
     inputs = ('gt',)
 
     def __init__(
-        self, *, num_in_ch: int, upscale: int, d: int = 56, s: int = 12, last_activation: bool = False
+        self,
+        *,
+        num_in_ch: int,
+        upscale: int,
+        d: int = 56,
+        s: int = 12,
+        last_activation: bool = False,
+        start: str = 'random',
     ) -> None:
         check_int('num_in_ch', num_in_ch)
         check_int('upscale', upscale, minimum=2)
         check_int('d', d)
         check_int('s', s)
-        layers = [
+        check_choice('start', start, ['random', 'bicubic'])
+        layers: list[nn.Module] = [
             nn.Conv2d(num_in_ch, d, 5, padding=2),
             nn.PReLU(),
             nn.Conv2d(d, d, 5, stride=upscale, padding=2),
@@ -65,6 +76,9 @@ class PIEncoder(nn.Sequential):
         ]
         if last_activation:
             layers.append(nn.PReLU())
+        if start == 'bicubic':
+            convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+            start_as_bicubic(convs, [0.25] * 3, upscale)
         super().__init__(nn.Sequential(*layers))  # nested for the authors' keys
 
 
@@ -103,12 +117,12 @@ class PITeacher(nn.Module):
         super().__init__()
         check_int('upscale', upscale, minimum=2)
         if not isinstance(decoder, dict) or 'type' not in decoder:
-            raise ValueError(f'decoder: found {decoder!r}, possible: options of a network, with its type')
+            raise ValueError(f'decoder: wrong value (found {decoder!r}). Expected options with its type.')
         if not isinstance(encoder, (dict, type(None))):
-            raise ValueError(f'encoder: found {encoder!r}, possible: options of a network, or nothing for a PIEncoder')
+            raise ValueError(f'encoder: wrong value (found {encoder!r}). Expected options, or nothing.')
         decoder_scale = argument(decoder, 'upscale', 'scale', default=upscale)
         if decoder_scale != upscale:
-            raise ValueError(f'decoder.upscale: found {decoder_scale!r}, possible: {upscale}, as of the teacher')
+            raise ValueError(f'decoder.upscale: wrong value (found {decoder_scale!r}). Expected {upscale}.')
         encoder = dict(encoder or {})
         if encoder.setdefault('type', 'PIEncoder') == 'PIEncoder':
             encoder.setdefault('num_in_ch', input_channels(decoder))
@@ -132,12 +146,18 @@ class PITeacher(nn.Module):
     def convert_released(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Takes encoder and decoder out of the PISR authors' teacher files, where both lie under one prefix.
 
+        A file of the decoder alone, a student's, is taken for the decoder; the encoder keeps its weights then.
+
         Args:
-            state_dict: Weights as released, or in this network's own keys, which come back as they are.
+            state_dict: Weights as released, in the decoder's keys, or in this network's own, which come back as they
+                are.
 
         Returns:
             Weights in this network's own keys.
         """
+        if state_dict.keys() == self.decoder.state_dict().keys():
+            encoder = {f'encoder.{key}': value for key, value in self.encoder.state_dict().items()}
+            return encoder | {f'decoder.{key}': value for key, value in state_dict.items()}
         prefix = 'backbone.network.'
         if not any(key.startswith(prefix) for key in state_dict):
             return dict(state_dict)

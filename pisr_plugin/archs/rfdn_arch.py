@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from .blocks import CCA, RFDB, DistillationNet
+from pisr_plugin.archs.blocks import CCA, RFDB, DistillationNet
 
 
 class ResidualRFDB(RFDB):

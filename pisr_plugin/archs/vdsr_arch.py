@@ -6,9 +6,9 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from pisr_plugin.resize import enlarge
-
-from .blocks import check_int, check_same_channels, conv
+from pisr_plugin.archs.blocks import check_same_channels, conv
+from pisr_plugin.utils.checks import check_int
+from pisr_plugin.utils.resize import bicubic_upsample
 
 
 class ConvReLU(nn.Module):
@@ -27,9 +27,9 @@ class ConvReLU(nn.Module):
 class VDSR(nn.Module):
     """Accurate Image Super-Resolution Using Very Deep Convolutional Networks (CVPR 2016).
 
-    Twenty 3x3 convolutions at HR size predict what bicubic upsampling lacks. The upsampling (MATLAB's) happens inside,
-    so that the network takes the LR image like all others. One set of weights serves every scale: ``upscale`` may
-    differ between training and use.
+    Twenty 3x3 convolutions at HR size predict the residual of bicubic upsampling. The network upsamples itself (as
+    MATLAB), so that it takes the LR image like all others. The same weights serve every scale: ``upscale`` may differ
+    between training and use.
 
     Without biases, as in the PyTorch weights in use (pytorch-vdsr), it has 664,704 parameters; the paper's own model
     has biases and 665,921. Keys are those of pytorch-vdsr: ``input``, ``residual_layer.<i>.conv``, ``output``. Its
@@ -75,9 +75,9 @@ class VDSR(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=(2 / (9 * module.out_channels)) ** 0.5)
-                if bias:
+                if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = enlarge(x, self.upscale)
+        x = bicubic_upsample(x, self.upscale)
         return self.output(self.residual_layer(self.relu(self.input(x)))) + x

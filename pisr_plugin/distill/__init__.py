@@ -1,1 +1,1 @@
-"""Taps, estimators and links: how a teacher's feature reaches a student. Pure torch, usable on its own."""
+"""Taps, estimators and links: how a student learns from a teacher's features. Needs only torch."""

@@ -1,4 +1,4 @@
-"""Small networks between a student's tapped feature and a loss. Used in training only. Pure torch."""
+"""Estimators: small networks that turn a student's tapped feature into an estimate of the teacher's. Training only."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pisr_plugin.utils.checks import check_choice, check_positive
+
 
 class Estimate(NamedTuple):
-    """Parameters of a distribution of the teacher's feature; ``scale`` is positive and broadcasts to ``location``."""
+    """Parameters of a distribution of the teacher's feature.
+
+    Attributes:
+        location: Centre of the distribution, of the shape of the teacher's feature.
+        scale: Its width, positive; broadcasts to ``location``.
+    """
 
     location: torch.Tensor
     scale: torch.Tensor
@@ -29,8 +36,11 @@ class LocationScale(nn.Module):
     Args:
         in_ch: Channels of the student's feature.
         out_ch: Channels of the teacher's feature.
-        homoscedastic: Over what one scale is shared, per image: None (one for each element, as in the paper), ``'C'``
-            (one for each channel), ``'HW'`` (one for each position), ``'CHW'`` (one in all).
+        homoscedastic: What shares one scale in an image: None (nothing: one scale for each element, as in the paper),
+            ``'C'`` (one scale for each channel), ``'HW'`` (one for each position), ``'CHW'`` (one for the image).
+
+    Attributes:
+        location: The branch that estimates the location; links use it alone for losses that take no scale.
 
     Shape:
         (N, in_ch, H, W) to location (N, out_ch, H, W) and scale (N, out_ch, H, W), (N, out_ch, 1, 1), (N, 1, H, W) or
@@ -42,11 +52,14 @@ class LocationScale(nn.Module):
 
     def __init__(self, *, in_ch: int, out_ch: int, homoscedastic: str | None = None) -> None:
         super().__init__()
-        if homoscedastic not in (None, 'C', 'HW', 'CHW'):
-            raise ValueError(f"homoscedastic: found {homoscedastic!r}, possible: None, 'C', 'HW', 'CHW'")
+        check_choice('homoscedastic', homoscedastic, (None, 'C', 'HW', 'CHW'))
         self.mean = _branch(in_ch, out_ch)
         self.var = _branch(in_ch, 1 if homoscedastic in ('HW', 'CHW') else out_ch)
         self.pool = homoscedastic in ('C', 'CHW')
+
+    @property
+    def location(self) -> nn.Module:
+        return self.mean
 
     def forward(self, x: torch.Tensor) -> Estimate:
         scale = self.var(x)
@@ -60,9 +73,9 @@ class LocationFreeScale(nn.Module):
 
     The homoscedastic model of Variational Information Distillation (CVPR 2019, section 2), whose variance is
     softplus(parameter) + 1e-5 for each channel, starting at 5; its loss is VIDGaussianLoss with ``scale_factor: 1``,
-    ``eps: 1e-5`` and ``official_constant: false``. The location branch is LocationScale's, so that exchanging the two
-    changes the scale alone (the VID authors' has three convolutions without bias, and ReLU). There is no free scale
-    for each position: patches are cropped anywhere, so a position means nothing.
+    ``eps: 1e-5`` and ``official_constant: false``. The location branch is LocationScale's, so that replacing one by
+    the other changes the scale only (the VID authors' has three convolutions without bias, and ReLU). There is no free
+    scale for each position, because patches are cropped at random: a position has no meaning.
 
     Given the locations, the Gaussian loss is smallest where the variance is the mean squared residual that shares it,
     the Laplace loss where its b is the mean absolute residual.
@@ -75,8 +88,11 @@ class LocationFreeScale(nn.Module):
     Args:
         in_ch: Channels of the student's feature.
         out_ch: Channels of the teacher's feature.
-        homoscedastic: ``'C'`` (one scale for each channel) or ``'CHW'`` (one in all, that is one a layer).
-        initial: Scale to start from.
+        homoscedastic: ``'C'`` (one scale for each channel) or ``'CHW'`` (one scale for the layer).
+        initial: Initial scale, above 0.
+
+    Attributes:
+        location: As of LocationScale.
 
     Shape:
         (N, in_ch, H, W) to location (N, out_ch, H, W) and scale (N, out_ch, 1, 1) or (N, 1, 1, 1).
@@ -87,14 +103,16 @@ class LocationFreeScale(nn.Module):
 
     def __init__(self, *, in_ch: int, out_ch: int, homoscedastic: str = 'C', initial: float = 5.0) -> None:
         super().__init__()
-        if homoscedastic not in ('C', 'CHW'):
-            raise ValueError(f"homoscedastic: found {homoscedastic!r}, possible: 'C', 'CHW'")
-        if not initial > 0:
-            raise ValueError(f'initial: found {initial!r}, possible: a number above 0')
+        check_choice('homoscedastic', homoscedastic, ('C', 'CHW'))
+        check_positive('initial', initial)
         self.mean = _branch(in_ch, out_ch)
         # The inverse of softplus.
         start = initial + math.log(-math.expm1(-initial))
         self.raw_scale = nn.Parameter(torch.full((1, out_ch if homoscedastic == 'C' else 1, 1, 1), start))
+
+    @property
+    def location(self) -> nn.Module:
+        return self.mean
 
     def forward(self, x: torch.Tensor) -> Estimate:
         scale = F.softplus(self.raw_scale).expand(len(x), -1, -1, -1)

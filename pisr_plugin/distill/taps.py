@@ -1,8 +1,8 @@
-"""Read the features of any network by module path, without touching the network.
+"""Taps: features of any network, named by module path and read with hooks; the network is not changed.
 
-A tap is written ``path``, ``path@input`` or ``path#2``, e.g. ``body.3``, ``upsampler@input``, ``block#2@input``:
-the output (or first input) of the module at that dotted path, at its second call when it is called several times.
-``.`` is the network itself: its output, or the reconstruction alone where that is a tuple.
+A tap is written ``path``, ``path@input`` or ``path#2``, e.g. ``body.3``, ``upsampler@input``, ``block#2@input``. It is
+the output (or the first input) of the module at that dotted path; ``#2`` chooses the second call of a module that is
+called several times. ``.`` is the network itself: its output, or the first element of an output that is a tuple.
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pisr_plugin.errors import TapError, choice
+from pisr_plugin.utils.errors import TapError, did_you_mean
 
 _SYNTAX = re.compile(r'(?P<path>[^@#]+)(#(?P<call>[1-9]\d*))?(?P<side>@input|@output)?')
 
 
 class Tap(NamedTuple):
-    """A parsed tap."""
+    """A parsed tap.
 
-    path: str  # empty: the network itself
-    call: int | None  # 1-based; None: the module must be called exactly once
+    Attributes:
+        path: Dotted module path; empty: the network itself.
+        call: Number of the call, from 1; None: the module must be called exactly once.
+        at_input: Whether the tap is the module's first input instead of its output.
+    """
+
+    path: str
+    call: int | None
     at_input: bool
 
     @classmethod
@@ -44,18 +50,18 @@ class Tap(NamedTuple):
 
 
 class _AllTapsRead(Exception):
-    """Ends a forward pass whose remaining layers nobody asked for."""
+    """Raised inside a forward pass to skip the layers behind the last tap."""
 
 
 class TapReader:
     """Reads features at the taps of one network while it runs.
 
-    Features are what the tapped module really produced: where a later layer works in place on the same memory, the
-    reader keeps a copy instead. Which taps need one is learnt in the first pass, so the others cost nothing.
+    A later layer may overwrite a feature in place. The reader then returns a copy made in time. It learns in the first
+    pass which taps need one; the others are not copied.
 
     Args:
-        net: Any network. It is not changed; hooks exist only inside :meth:`reading`, unless they are :meth:`attach`-ed.
-        taps: Taps to read, see the module's docstring.
+        net: Any network. Hooks exist only inside :meth:`reading`, unless :meth:`attach` keeps them.
+        taps: Taps to read, written as this module's docstring says.
 
     Raises:
         TapError: a tap is malformed or names no module of ``net``.
@@ -73,17 +79,23 @@ class TapReader:
         self.taps = {text: Tap.parse(text) for text in taps}
         self._attached = False
         self._pass: _Pass | None = None
-        # What a pass taught, by whether it stopped at the last tap: later in-place layers may then not have run.
+        # Taps that need a copy, for passes that stop at the last tap (True) and that run to the end (False):
+        # a pass that stops may skip the layer that overwrites a feature.
         self._copied: dict[bool, frozenset[str]] = {}
         modules = dict(net.named_modules())
         for text, tap in self.taps.items():
             if tap.path not in modules:
-                raise TapError(f'{type(net).__name__} has no tap {text!r}. {choice(tap.path, filter(None, modules))}')
+                raise TapError(
+                    f'{type(net).__name__} has no tap {text!r}. {did_you_mean(tap.path, filter(None, modules))}'
+                )
 
     def attach(self) -> TapReader:
-        """Keeps the hooks on the network from now on, idle outside :meth:`reading`.
+        """Keeps the hooks on the network from now on; they do nothing outside :meth:`reading` and :meth:`read`.
 
-        For who reads in every step, and for compiled networks, which do not see hooks that come and go.
+        Use it to read in every step, and for compiled networks, which do not see hooks that come and go.
+
+        Returns:
+            The reader itself.
         """
         if not self._attached:
             self._hook()
@@ -102,8 +114,12 @@ class TapReader:
             yield features
 
     def read(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Runs the network only as far as its last tap and returns ``{tap: feature}``."""
-        # The first pass runs to its end, because only that shows whether a tapped module is called once more.
+        """Runs the network up to its last tap and returns ``{tap: feature}``.
+
+        Args:
+            *inputs: Arguments of the network.
+        """
+        # The first pass runs to its end: only so the reader sees whether a tapped module is called once more.
         with self._recording(stop=bool(self._copied)) as features:
             try:
                 self.net(*inputs)
@@ -155,13 +171,13 @@ class TapReader:
                 'Tap a module inside it.'
             )
         now.features[text] = value.clone() if text in now.copied else value
-        if not torch.compiler.is_compiling():  # a compiled network cannot see versions, nor overwrite what is read
+        if not torch.compiler.is_compiling():  # compiled code has no versions, and does not overwrite what is read
             now.versions[text] = (value, value._version)
         if now.stop and len(now.features) == len(self.taps):
             raise _AllTapsRead
 
     def _learn(self, done: _Pass) -> None:
-        """Checks that every tap was read and learns which of them later layers overwrite."""
+        """Checks that every tap was read, and notes which of them later layers overwrote."""
         for text, tap in self.taps.items():
             if text not in done.features:
                 ran = done.calls.get(text, 0)
@@ -179,7 +195,12 @@ class TapReader:
 
 
 class _Pass:
-    """What is seen during one forward pass."""
+    """What the hooks recorded in one forward pass.
+
+    Args:
+        stop: Whether to end the pass at the last tap.
+        copied: Taps whose features are copied.
+    """
 
     def __init__(self, stop: bool, copied: frozenset[str]) -> None:
         self.stop, self.copied = stop, copied

@@ -1,10 +1,11 @@
-"""Start and end distributed runs, on GPUs (NCCL) and CPUs (gloo) alike."""
+"""Starts and ends distributed runs, on GPUs (NCCL) and CPUs (gloo)."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -12,8 +13,9 @@ from typing import TypeVar
 import torch
 from torch import distributed as dist
 
-from pisr_plugin.engine.peers import Peers, RankError, shared_store
-from pisr_plugin.errors import OptionsError, PISRError
+from pisr_plugin.engine.watchdog import RankError, RankWatchdog, shared_store
+from pisr_plugin.utils.errors import OptionsError, PISRError
+from pisr_plugin.utils.logging import notice
 
 T = TypeVar('T')
 
@@ -22,26 +24,28 @@ T = TypeVar('T')
 def process_group(
     launcher: str, backend: str | None = None, port: int | None = None, timeout: float | None = None
 ) -> Iterator[None]:
-    """Joins the processes that a launcher started, and parts from them together.
+    """Joins the processes that a launcher started, and leaves them together with the others.
 
-    BasicSR's own initialisation needs a GPU, and for SLURM runs a shell command made from environment variables.
+    BasicSR's own initialisation needs a GPU, and runs a shell command made from environment variables under SLURM.
 
     Args:
         launcher: ``none``; ``pytorch`` for torchrun; ``slurm`` for srun, one task per GPU.
-        backend: ``nccl`` or ``gloo`` for tensors on a GPU; by default NCCL where there is a GPU. What ranks tell each
-            other about the run goes over gloo, so that no device has to be waited for.
-        port: Where SLURM tasks meet, 29500 by default.
-        timeout: Seconds after which a rank no longer waits for the others; by default torch's, 10 minutes or more.
+        backend: ``nccl`` or ``gloo``, for tensors on a GPU; by default NCCL where there is a GPU. Without a GPU it is
+            always gloo. Tensors on the CPU go through gloo, so that no rank waits for its device.
+        port: Port at which SLURM tasks meet, 29500 by default.
+        timeout: Seconds that a rank waits for the others; by default torch's, 10 minutes or more.
 
     Raises:
-        OptionsError: the launcher's environment variables are missing.
-        RankError: another rank has ended; its text is empty when another rank has told it already.
-        PISRError: what went wrong in the block; its text is empty when another rank has told the same already.
+        OptionsError: The launcher's environment variables are missing or contradict each other.
+        RankError: Another rank has ended. Its text is empty when another rank prints the same message.
+        PISRError: What went wrong in the block. Its text is empty when another rank prints the same message.
     """
     if launcher == 'none':
         yield
         return
-    local_rank = _slurm(os.environ, port) if launcher == 'slurm' else _torchrun(os.environ)
+    if launcher == 'slurm':
+        _translate_slurm(port)
+    local_rank = _check_environment(f'--launcher {launcher}')
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     _meet(backend, timedelta(seconds=timeout) if timeout else None)
@@ -58,23 +62,23 @@ def process_group(
 
 @contextmanager
 def _watching() -> Iterator[None]:
-    peers = Peers(shared_store, dist.get_rank(), dist.get_world_size())
+    watchdog = RankWatchdog(shared_store, dist.get_rank(), dist.get_world_size())
     try:
         yield
     except BaseException as error:
-        explained = peers.explain(error)
+        explained = watchdog.explain(error)
         if explained is error:
             raise
         raise explained from None
     finally:
-        peers.leave()
+        watchdog.leave()
 
 
 def from_first_rank(function: Callable[[], T]) -> T:
-    """Calls ``function`` on rank 0 alone and gives its result to all ranks.
+    """Calls ``function`` on rank 0 only and returns its result on all ranks.
 
     Raises:
-        PISRError: what ``function`` raised, on all ranks.
+        PISRError: What ``function`` raised. All ranks raise it.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
@@ -91,8 +95,10 @@ def from_first_rank(function: Callable[[], T]) -> T:
 
 
 def _meet(backend: str | None, timeout: timedelta | None) -> None:
-    if backend is None:
-        backend = 'nccl' if torch.cuda.is_available() else 'gloo'
+    on_gpu = torch.cuda.is_available()
+    if backend == 'nccl' and not on_gpu and os.environ['RANK'] == '0':
+        notice('dist_params.backend: nccl needs a GPU, and there is none. The ranks use gloo.')
+    backend = (backend or 'nccl') if on_gpu else 'gloo'
     where = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
     try:
         dist.init_process_group('cpu:gloo,cuda:nccl' if backend == 'nccl' else backend, timeout=timeout)
@@ -103,29 +109,60 @@ def _meet(backend: str | None, timeout: timedelta | None) -> None:
         ) from None
 
 
-def _torchrun(environment: Mapping[str, str]) -> int:
-    missing = [
-        name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in environment
-    ]
+_EXPECTED = {  # environment variable: smallest and largest value
+    'RANK': (0, 10**6),
+    'WORLD_SIZE': (1, 10**6),
+    'LOCAL_RANK': (0, 10**6),
+    'MASTER_PORT': (1, 65535),
+}
+
+
+def _check_environment(flag: str) -> int:
+    """Checks what torch reads from the environment, where it would wait for ranks that cannot come.
+
+    Args:
+        flag: The flag that asked for the launcher, for messages.
+
+    Returns:
+        The local rank.
+    """
+    missing = [name for name in (*_EXPECTED, 'MASTER_ADDR') if name not in os.environ]
     if missing:
         raise OptionsError(
-            f'--launcher pytorch: {", ".join(missing)} not set. Start with torchrun --nproc_per_node N '
-            'tools/train.py -opt RECIPE --launcher pytorch'
+            f'{flag}: {", ".join(missing)} not set. Start with torchrun --no-python --nproc_per_node N pisr-train '
+            f'-opt RECIPE {flag}'
         )
-    return int(environment['LOCAL_RANK'])
+    values = {}
+    for name, (least, most) in _EXPECTED.items():
+        text = os.environ[name]
+        if not (text.isascii() and text.isdecimal() and len(text) < 8 and least <= int(text) <= most):
+            raise OptionsError(f'{flag}: {name} (found {text!r}). Expected a whole number from {least} to {most}.')
+        values[name] = int(text)
+    if values['RANK'] >= values['WORLD_SIZE']:
+        raise OptionsError(
+            f'{flag}: RANK (found {values["RANK"]}). Expected 0 to {values["WORLD_SIZE"] - 1}, because WORLD_SIZE is '
+            f'{values["WORLD_SIZE"]}.'
+        )
+    try:
+        socket.getaddrinfo(os.environ['MASTER_ADDR'], values['MASTER_PORT'])
+    except (OSError, UnicodeError) as error:
+        raise OptionsError(
+            f'{flag}: MASTER_ADDR (found {os.environ["MASTER_ADDR"]!r}) cannot be resolved: {error}. Expected the name '
+            'or address of the host of rank 0.'
+        ) from None
+    return values['LOCAL_RANK']
 
 
-def _slurm(environment: Mapping[str, str], port: int | None) -> int:
-    missing = [
-        name for name in ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NODELIST') if name not in environment
-    ]
+def _translate_slurm(port: int | None) -> None:
+    """Sets the variables that torch reads from those that srun sets."""
+    names = {'RANK': 'SLURM_PROCID', 'WORLD_SIZE': 'SLURM_NTASKS', 'LOCAL_RANK': 'SLURM_LOCALID'}
+    missing = [name for name in (*names.values(), 'SLURM_NODELIST') if name not in os.environ]
     if missing:
         raise OptionsError(f'--launcher slurm: {", ".join(missing)} not set. Start with srun.')
-    if 'MASTER_ADDR' not in environment:
-        os.environ['MASTER_ADDR'] = _first_host(environment['SLURM_NODELIST'])
+    if 'MASTER_ADDR' not in os.environ:
+        os.environ['MASTER_ADDR'] = _first_host(os.environ['SLURM_NODELIST'])
     os.environ.setdefault('MASTER_PORT', str(port or 29500))
-    os.environ.update(RANK=environment['SLURM_PROCID'], WORLD_SIZE=environment['SLURM_NTASKS'])
-    return int(environment['SLURM_LOCALID'])
+    os.environ.update({name: os.environ[source] for name, source in names.items()})
 
 
 def _first_host(nodes: str) -> str:
@@ -134,6 +171,6 @@ def _first_host(nodes: str) -> str:
         return found.stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
         raise OptionsError(
-            f'--launcher slurm: scontrol does not tell the first host of SLURM_NODELIST {nodes!r} ({error}). '
+            f'--launcher slurm: scontrol does not name the first host of SLURM_NODELIST {nodes!r} ({error}). '
             'Set MASTER_ADDR.'
         ) from None

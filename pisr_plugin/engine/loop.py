@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
-from contextlib import nullcontext
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,49 +21,57 @@ from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.options import dict2str
 from basicsr.utils.registry import DATASET_REGISTRY
 
-from pisr_plugin import checkpoint, random_state
-from pisr_plugin.data.feed import Feed, make_feed
-from pisr_plugin.engine.allocator import keep_freed_memory
+from pisr_plugin.config.runtime import make_folder, runtime_options, write_options
+from pisr_plugin.config.stages import Stage
+from pisr_plugin.data.loading.train_loader import TrainLoader, build_train_loader
+from pisr_plugin.engine.cpu_timer import CpuTimer
 from pisr_plugin.engine.distributed import from_first_rank
-from pisr_plugin.engine.finite import FiniteCheck
-from pisr_plugin.engine.progress import Progress
-from pisr_plugin.engine.runtime import make_folder, open_log, runtime_options, write_options
-from pisr_plugin.engine.stages import Stage
-from pisr_plugin.engine.states import Found, States, archive
-from pisr_plugin.engine.stopping import Agreement, Stop
-from pisr_plugin.errors import PISRError
-from pisr_plugin.files import locked, write_whole
+from pisr_plugin.engine.nan_check import NaNGuard, check_start
+from pisr_plugin.engine.signals import GracefulStop, StopConsensus
+from pisr_plugin.engine.train import is_finished
+from pisr_plugin.engine.train_logger import TrainLogger
+from pisr_plugin.engine.training_states import ResumePoint, TrainingStates, archive
+from pisr_plugin.utils import random_state
+from pisr_plugin.utils.errors import PISRError
+from pisr_plugin.utils.files import locked, sync_folder, write_whole
+from pisr_plugin.utils.logging import file_only, notice, open_log
+from pisr_plugin.utils.malloc import keep_freed_memory
 
 
-def run_stage(stage: Stage, stop: Stop, auto_resume: bool = False, header: str = '') -> bool:
+def run_stage(
+    stage: Stage, stop: GracefulStop, auto_resume: bool = False, header: str = '', verbose: bool = False
+) -> bool:
     """Trains one stage.
 
     Args:
-        stage: What to train.
-        stop: Says when the run is to stop before its end.
-        auto_resume: Go on from the newest complete state in the stage's folder.
+        stage: The stage to train.
+        stop: The requests to stop that this process gets.
+        auto_resume: Whether to go on from the newest complete state in the stage's folder.
         header: Comment for the saved options.
+        verbose: Whether the terminal shows all options and networks, as the log file does.
 
     Returns:
-        False when it was stopped before its end; its state is saved then.
+        False when a request stopped it before its end; its state is saved then.
 
     Raises:
-        PISRError: options, data or files do not allow it, or the losses are no longer finite.
+        PISRError: Options, data or files do not allow the training, memory is too small, or a loss is not finite.
     """
     make_folder(stage.folder.parent)
-    lock = stage.folder.parent / f'.{stage.folder.name}.lock'  # not inside, because the folder may be moved aside
+    lock = stage.folder.parent / f'.{stage.folder.name}.lock'  # not inside, because the folder may be moved away
     with locked(lock) if get_dist_info()[0] == 0 else nullcontext(True) as free:
         if not free:
             raise PISRError(f'{stage.folder}: another process trains this stage. Wait for it, or stop it first.')
-        return _run_stage(stage, stop, auto_resume, header)
+        with _memory_explained():
+            return _run_stage(stage, stop, auto_resume, header, verbose)
 
 
-def _run_stage(stage: Stage, stop: Stop, auto_resume: bool, header: str) -> bool:
+def _run_stage(stage: Stage, stop: GracefulStop, auto_resume: bool, header: str, verbose: bool) -> bool:
     opt = runtime_options(stage, stage.folder, is_train=True)
-    states = States(stage.folder, f'net_{stage.network[-1]}')
+    states = TrainingStates(stage.folder, f'net_{stage.network[-1]}')
     found = from_first_rank(lambda: _prepare_folder(stage, states, auto_resume, header))
+    if found is None:
+        return True
     logger = open_log(stage.folder / f'train_{opt["name"]}_{get_time_str()}.log', opt['rank'])
-    logger.info(dict2str(deepcopy(opt)))
     for line in found.skipped:
         logger.warning(f'Skipped: {line}')
 
@@ -67,20 +80,22 @@ def _run_stage(stage: Stage, stop: Stop, auto_resume: bool, header: str) -> bool
         keep_freed_memory()
     set_random_seed(opt['manual_seed'] + opt['rank'])
     torch.backends.cudnn.benchmark = True
-    state = None
-    if found.iteration is not None:
-        state = checkpoint.load_file_safely(states.file(found.iteration))
-        opt['path']['resume_state'] = str(states.file(found.iteration))
-        check_resume(opt, found.iteration)
-    model = build_model(opt)
-    start_iter = 0
-    if state is not None:
-        model.resume_training(state)
-        start_iter = state['iter']
-        states.best = best_iterations(model)
-        logger.info(f'Resuming training from iter: {start_iter}.')
+    start_iter = found.iteration or 0
+    if found.state is not None:
+        opt['path']['resume_state'] = str(states.file(start_iter))
+        check_resume(opt, start_iter)
+    with nullcontext() if verbose else file_only():
+        logger.info(dict2str(deepcopy(opt)))
+        model = build_model(opt)
+        if found.state is not None:
+            model.resume_training(found.state)
+            states.best = best_iterations(model)
+            found.state = None
+    check_start(model)
+    for line in _summary(stage, opt, model, start_iter):
+        logger.info(line)
 
-    progress = Progress(
+    train_logger = TrainLogger(
         opt['name'],
         start_iter,
         opt['train']['total_iter'],
@@ -89,22 +104,63 @@ def _run_stage(stage: Stage, stop: Stop, auto_resume: bool, header: str) -> bool
         opt['rank'] == 0,
     )
     try:
-        with stop.deferred() as stopping, _make_feed(opt, model.device, start_iter) as feed:
+        with stop.deferred() as stopping, _build_loader(opt, model.device, start_iter) as loader:
             model.stop_asked = lambda: stop.asked
-            results = _Training(model, opt, feed, states, progress, stopping).run()
+            results = _Training(model, opt, loader, states, train_logger, stopping).run()
     finally:
-        progress.close()
+        train_logger.close()
     if results is not None and opt['rank'] == 0:
-        write_whole(
-            stage.folder / 'result.json', json.dumps({'iter': progress.total_iter, 'metrics': results}, indent=1)
-        )
+        train_logger.sync()  # before the file that says that the stage is finished
+        result = {'iter': train_logger.total_iter, 'metrics': results}
+        write_whole(stage.folder / 'result.json', json.dumps(result, indent=1))
     return results is not None
 
 
-def share_cores(opt: dict) -> None:
-    """On a CPU, leaves the data workers cores of their own; ``OMP_NUM_THREADS`` overrides it.
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    """Raises one message in place of torch's errors about memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error) or 'out of memory'
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", text):
+            raise
+        raise PISRError(
+            f'training: the memory is too small ({text.splitlines()[0]}). Lower datasets.train.batch_size_per_gpu or '
+            'gt_size, or set train.accumulate: 2, or train.amp: bf16. Then go on with --auto_resume.'
+        ) from None
 
-    Compute threads that wait for each other while a worker holds their core slow a step down several times over.
+
+def _summary(stage: Stage, opt: dict, model, start_iter: int) -> list[str]:
+    """Lines that tell what is trained, on what, from where and to where."""
+    networks = ', '.join(f'{key} {value["type"]}' for key, value in opt.items() if key.startswith('network_'))
+    trained = sum(p.numel() for one in model.optimizers for group in one.param_groups for p in group['params'])
+    train_opt = opt['train']
+    losses = ', '.join(key for key in train_opt if key.endswith('_opt'))
+    optimizer = train_opt.get('optim_g') or {}
+    device = torch.cuda.get_device_name() if opt['num_gpu'] else f'CPU, {torch.get_num_threads()} threads'
+    lines = [
+        f'Stage {stage.name or opt["name"]} of {stage.recipe}: {networks}, x{opt["scale"]}, {trained:,d} trained '
+        f'parameters',
+        *(f'  {key}: {value}' for key, value in opt['path'].items() if key.startswith('pretrain_network_')),
+        f'  losses: {losses}; {optimizer.get("type")}, learning rate {optimizer.get("lr")}',
+        f'  validation: {", ".join(v["name"] for v in opt["datasets"].values() if v["phase"] == "val") or "none"}',
+        f'  iterations: {start_iter} of {train_opt["total_iter"]} done; on {device}',
+        f'  results and all options: {stage.folder}',
+    ]
+    if start_iter:
+        lines.append(f'Resuming training from iter: {start_iter}.')
+    return lines
+
+
+def share_cores(opt: dict) -> None:
+    """Sets the number of compute threads on a CPU so that the data workers have cores of their own.
+
+    Compute threads that wait for each other while a worker uses their core slow a step down several times.
+    ``OMP_NUM_THREADS`` overrides it.
+
+    Args:
+        opt: The stage's options, completed for this machine.
     """
     if opt['num_gpu'] == 0 and 'OMP_NUM_THREADS' not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -115,26 +171,31 @@ def share_cores(opt: dict) -> None:
 
 
 def best_iterations(model) -> set[int]:
-    """Iterations at which a model's validation figures were best."""
+    """Returns the iterations at which a model's validation metrics were best."""
     best = getattr(model, 'best_metric_results', {})
     return {record['iter'] for metrics in best.values() for record in metrics.values()}
 
 
-def _prepare_folder(stage: Stage, states: States, auto_resume: bool, header: str) -> Found:
-    """Makes the run folder ready to write to, and finds what to go on from."""
+def _prepare_folder(stage: Stage, states: TrainingStates, auto_resume: bool, header: str) -> ResumePoint | None:
+    """Creates the run folder and finds the state to go on from; None when the stage is finished."""
+    if is_finished(stage):
+        notice(f'{stage.folder}: another process has finished this stage meanwhile.')
+        return None
     states.remove_leftovers()
-    found = states.newest() if auto_resume else Found(None)
+    found = states.newest() if auto_resume else ResumePoint()
     if found.iteration is None:
         moved = archive(stage.folder)
         if moved:
-            print(f'An earlier run was moved to {moved}. (--auto_resume would have gone on with it.)')
+            notice(f'An earlier run was moved to {moved}. (--auto_resume goes on with it instead.)')
     for folder in (stage.folder, stage.folder / 'models', stage.folder / 'training_states'):
         make_folder(folder)
+    for folder in (stage.folder, *list(stage.folder.parents)[: 3 if stage.name else 2]):  # to that of experiments/
+        sync_folder(folder)
     write_options(stage.options, stage.folder / 'options.yml', header)
     return found
 
 
-def _make_feed(opt: dict, device: torch.device, start_iter: int) -> Feed:
+def _build_loader(opt: dict, device: torch.device, start_iter: int) -> TrainLoader:
     data_opt = opt['datasets']['train']
     dataset = build_dataset(data_opt)
     get_root_logger().info(
@@ -145,7 +206,7 @@ def _make_feed(opt: dict, device: torch.device, start_iter: int) -> Feed:
         f'\tSamples per iteration: {data_opt["batch_size_per_gpu"] * opt["world_size"]}\n'
         f'\tTotal iters: {opt["train"]["total_iter"]}'
     )
-    return make_feed(
+    return build_train_loader(
         dataset,
         data_opt,
         seed=opt['manual_seed'],
@@ -175,53 +236,67 @@ def _tb_logger(opt: dict, folder: Path, start_iter: int):
 
 
 class _Training:
-    """The iterations of a stage and what happens between them.
+    """The iterations of a stage, with saving and validation between them.
 
     Args:
-        model: What is trained.
-        opt: Options of the stage, completed for this machine.
-        feed: The batches, from the first iteration to come.
-        states: Where it is saved.
-        progress: Where it is reported; knows the first and the last iteration.
-        stopping: Asked after each iteration whether to stop.
+        model: BasicSR model to train.
+        opt: The stage's options, completed for this machine.
+        loader: The batches, from the first iteration to come.
+        states: The run's training states.
+        train_logger: Reports the run; knows the first and the last iteration.
+        stopping: Returns after each iteration whether to stop.
     """
 
-    def __init__(self, model, opt: dict, feed: Feed, states: States, progress: Progress, stopping: Agreement) -> None:
-        self.model, self.opt, self.feed = model, opt, feed
-        self.states, self.progress, self.stopping = states, progress, stopping
+    def __init__(
+        self,
+        model,
+        opt: dict,
+        loader: TrainLoader,
+        states: TrainingStates,
+        train_logger: TrainLogger,
+        stopping: StopConsensus,
+    ) -> None:
+        self.model, self.opt, self.loader = model, opt, loader
+        self.states, self.train_logger, self.stopping = states, train_logger, stopping
         self.val_freq = opt.get('val', {}).get('val_freq')
         self.val_loaders = _val_loaders(opt)
-        self.finite = FiniteCheck(model, states, progress.start_iter)
-        self.saved_iter = progress.start_iter
+        self.nan_guard = NaNGuard(model, states, train_logger.start_iter)
+        self.saved_iter = train_logger.start_iter
 
     def run(self) -> dict[str, dict[str, float]] | None:
-        """Runs the iterations that are left; returns the last metrics, or None when asked to stop."""
-        start_iter, total_iter = self.progress.start_iter, self.progress.total_iter
+        """Runs the iterations that are left; returns the last metrics by set, or None when asked to stop."""
+        start_iter, total_iter = self.train_logger.start_iter, self.train_logger.total_iter
         # A kill between saving and validating leaves the validation of the resumed iteration to be done.
         if start_iter < total_iter and self._validation_due(start_iter) and self._validate(start_iter) is None:
             return None
+        logger, started = get_root_logger(), time.monotonic()
+        logger.info(f'Start training from epoch: {self._epoch(start_iter + 1)}, iter: {start_iter}')
         if not self._iterate(start_iter, total_iter):
             return None
+        consumed = datetime.timedelta(seconds=int(time.monotonic() - started))
+        logger.info(f'End of training. Time consumed: {consumed}')
         self._save(total_iter)
+        logger.info('Save the latest model.')
         self.model.save(-1, -1)
         return self._validate(total_iter)
 
     def _iterate(self, start_iter: int, total_iter: int) -> bool:
-        """Runs the iterations; False when asked to stop, all saved."""
-        model, feed, progress = self.model, self.feed, self.progress
+        """Runs the iterations; returns False when asked to stop, with all saved."""
+        model, loader = self.model, self.loader
         print_freq, save_freq = self.opt['logger']['print_freq'], self.opt['logger']['save_checkpoint_freq']
         warmup_iter = self.opt['train'].get('warmup_iter', -1)
-        data_timer, iter_timer = AvgTimer(), AvgTimer()
+        data_timer, iter_timer, cpu_timer = AvgTimer(), AvgTimer(), CpuTimer()
         for current_iter in range(start_iter + 1, total_iter + 1):
-            batch = next(feed)
+            batch = next(loader)
             data_timer.record()
             model.update_learning_rate(current_iter, warmup_iter=warmup_iter)
             model.feed_data(batch)
             model.optimize_parameters(current_iter)
             iter_timer.record()
-            progress.step()
+            cpu_timer.record()
+            self.train_logger.step()
             if current_iter % print_freq == 0:
-                self._report(current_iter, iter_timer, data_timer)
+                self._report(current_iter, iter_timer, data_timer, cpu_timer)
             if current_iter % save_freq == 0:
                 self._save(current_iter)
             validated = True
@@ -232,31 +307,35 @@ class _Training:
                 return False
             data_timer.start()
             iter_timer.start()
+            cpu_timer.start()
         return True
 
     def _validation_due(self, current_iter: int) -> bool:
         return bool(self.val_freq and current_iter and current_iter % self.val_freq == 0)
 
     def _epoch(self, current_iter: int) -> int:
-        """The epoch that an iteration belongs to, as BasicSR counts them: over the enlarged dataset."""
-        return self.feed.epoch(current_iter - 1) // self.opt['datasets']['train'].get('dataset_enlarge_ratio', 1)
+        """Returns the epoch of an iteration as BasicSR counts them: over the enlarged dataset."""
+        return self.loader.epoch(current_iter - 1) // self.opt['datasets']['train'].get('dataset_enlarge_ratio', 1)
 
-    def _report(self, current_iter: int, iter_timer: AvgTimer, data_timer: AvgTimer) -> None:
+    def _report(self, current_iter: int, iter_timer: AvgTimer, data_timer: AvgTimer, cpu_timer: CpuTimer) -> None:
         losses = self.model.get_current_log()
-        self.finite.losses(current_iter, losses)
-        self.progress.losses(
+        self.nan_guard.losses(current_iter, losses)
+        self.train_logger.losses(
             self._epoch(current_iter),
             current_iter,
             self.model.get_current_learning_rate(),
             iter_timer.get_avg_time(),
             data_timer.get_avg_time(),
             losses,
+            cpu_timer.mean(),
         )
 
     def _save(self, current_iter: int) -> None:
         if current_iter <= self.saved_iter:
             return
-        self.finite.weights(current_iter)
+        self.nan_guard.weights(current_iter)
+        get_root_logger().info('Saving models and training states.')
+        self.train_logger.sync()
         self.model.save(self._epoch(current_iter), current_iter)
         self.saved_iter = current_iter
         logger = self.opt['logger']
@@ -265,30 +344,30 @@ class _Training:
             self.states.prune(logger['keep_checkpoints'], current_iter, logger['save_checkpoint_freq'], best)
 
     def _validate(self, current_iter: int) -> dict[str, dict[str, float]] | None:
-        """Validates on every set; returns ``{set: {metric: value}}``, or None when asked to stop meanwhile."""
+        """Validates on every set; returns the metrics by set, or None when asked to stop meanwhile."""
         results = {}
         for loader in self.val_loaders:
             name = loader.dataset.opt['name']
             values = None
-            if current_iter == self.progress.start_iter:  # perhaps done before the run was killed; rank 0 knows
-                values = from_first_rank(lambda name=name: self.progress.validated(name))
+            if current_iter == self.train_logger.start_iter:  # perhaps done before a kill; rank 0 knows
+                values = from_first_rank(partial(self.train_logger.validated, name))
             if values is not None and values.keys() == (self.opt['val'].get('metrics') or {}).keys():
                 self._take_over(name, values, current_iter)
             else:
-                with random_state.preserved():  # whether it is repeated after a kill must not change the training
+                with random_state.preserved():  # a validation repeated after a kill must not change the training
                     self.model.validation(
-                        loader, current_iter, self.progress.tb_logger, self.opt['val'].get('save_img', False)
+                        loader, current_iter, self.train_logger.tb_logger, self.opt['val'].get('save_img', False)
                     )
                 values = getattr(self.model, 'metric_results', {})
                 if values is None:
                     return None
                 values = {key: float(value) for key, value in values.items()}
-                self.progress.metrics(current_iter, name, values)
+                self.train_logger.metrics(current_iter, name, values)
             results[name] = values
         return results
 
     def _take_over(self, dataset: str, values: dict[str, float], current_iter: int) -> None:
-        """Lets metrics that were recorded before the run was killed count for the best ones."""
+        """Counts metrics that were recorded before a kill among the best ones."""
         self.model._initialize_best_metric_results(dataset)
         for metric, value in values.items():
             self.model._update_best_metric_result(dataset, metric, value, current_iter)

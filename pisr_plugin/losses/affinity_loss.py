@@ -6,11 +6,12 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from .comparison import Comparison, check_choice
+from pisr_plugin.losses.base import FeatureLoss
+from pisr_plugin.utils.checks import check_choice, check_int
 
 
 @LOSS_REGISTRY.register()
-class FeatureAffinityLoss(Comparison):
+class FeatureAffinityLoss(FeatureLoss):
     r"""Mean absolute difference of two affinity matrices: FAKD (ICIP 2020), spatial affinity.
 
     .. math:: A = \tilde F^\top \tilde F \in \mathbb R^{HW \times HW}, \qquad
@@ -43,15 +44,14 @@ class FeatureAffinityLoss(Comparison):
         ValueError: an argument is out of its range (when built); shapes do not fit (when called).
     """
 
-    maps = True
+    requires_4d = True
 
     def __init__(self, loss_weight: float = 1.0, pool: int = 1, kind: str = 'spatial') -> None:
         super().__init__(loss_weight)
         check_choice('kind', kind, ('spatial', 'channel'))
-        if pool < 1:
-            raise ValueError(f'pool: found {pool!r}, possible: 1 or more')
+        check_int('pool', pool)
         self.pool = pool
-        self.any_channels = self.spatial = kind == 'spatial'
+        self.allow_channel_mismatch = self.spatial = kind == 'spatial'
 
     def compare(self, estimate: Tensor, target: Tensor) -> Tensor:
         return F.l1_loss(self._affinity(estimate), self._affinity(target))
@@ -62,6 +62,6 @@ class FeatureAffinityLoss(Comparison):
         vectors = feature.flatten(2)
         if self.spatial:
             vectors = vectors.transpose(1, 2)
-        # A position at which all channels are 0 has no direction; the eps keeps its gradient finite.
+        # Where all channels are 0 a position has no direction. The eps keeps the gradient there finite.
         vectors = F.normalize(vectors, dim=2, eps=1e-6)
         return vectors @ vectors.transpose(1, 2)

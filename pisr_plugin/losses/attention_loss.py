@@ -6,11 +6,12 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from .comparison import Comparison, check_positive
+from pisr_plugin.losses.base import FeatureLoss
+from pisr_plugin.utils.checks import check_positive
 
 
 @LOSS_REGISTRY.register()
-class AttentionTransferLoss(Comparison):
+class AttentionTransferLoss(FeatureLoss):
     r"""Distance of two spatial attention maps: Paying More Attention to Attention (ICLR 2017), Eq. 2.
 
     .. math:: Q = \mathrm{vec} \sum_c |f_c|^p, \qquad
@@ -38,8 +39,8 @@ class AttentionTransferLoss(Comparison):
         ValueError: ``p`` is not above 0 (when built); shapes differ in more than C (when called).
     """
 
-    maps = True
-    any_channels = True
+    requires_4d = True
+    allow_channel_mismatch = True
 
     def __init__(self, loss_weight: float = 1.0, p: float = 2.0) -> None:
         super().__init__(loss_weight)

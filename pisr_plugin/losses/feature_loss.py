@@ -1,16 +1,15 @@
-"""Losses that compare two features directly."""
+"""The mean absolute difference of two features."""
 
 from __future__ import annotations
 
-import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from torch import nn
+from torch import Tensor
 
-from .reduction import check_reduction, reduce
+from pisr_plugin.losses.base import FeatureLoss
 
 
 @LOSS_REGISTRY.register()
-class FeatureMAELoss(nn.Module):
+class FeatureMAELoss(FeatureLoss):
     """Mean absolute difference of two features, the plainest distillation loss of the PISR paper's Table 1.
 
     .. code-block:: yaml
@@ -22,22 +21,16 @@ class FeatureMAELoss(nn.Module):
         reduction: ``'none'`` | ``'mean'`` | ``'sum'``.
 
     Shape:
-        pred, target: the same; output: scalar, or theirs for ``'none'``. No gradient reaches the target.
+        estimate, target: the same, any; output: scalar, or theirs for ``'none'``. No gradient reaches the target; half
+        precision is lifted to float32.
 
     Raises:
-        ValueError: Unknown ``reduction`` (when built); shapes that differ, even if they would broadcast (when called).
+        TypeError: the estimate is not a tensor (when called).
+        ValueError: ``reduction`` is unknown (when built); shapes differ, even if they would broadcast (when called).
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean') -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.loss_weight = loss_weight
-        self.reduction = reduction
+        super().__init__(loss_weight, reduction)
 
-    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if pred.shape != target.shape:
-            raise ValueError(
-                f'FeatureMAELoss: pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; '
-                'they must be equal. The estimator Adapter changes the number of channels.'
-            )
-        return self.loss_weight * reduce((pred - target.detach()).abs(), self.reduction)
+    def compare(self, estimate: Tensor, target: Tensor) -> Tensor:
+        return (estimate - target).abs()

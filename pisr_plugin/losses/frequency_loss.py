@@ -7,11 +7,12 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from .comparison import Comparison, check_choice, check_positive
+from pisr_plugin.losses.base import FeatureLoss
+from pisr_plugin.utils.checks import check_choice, check_positive
 
 
 @LOSS_REGISTRY.register()
-class FrequencyLoss(Comparison):
+class FrequencyLoss(FeatureLoss):
     r"""Mean absolute difference of two spectra.
 
     .. math:: \ell_\mathrm{complex} = \mathrm{mean} \, \tfrac12 (|\Re \Delta| + |\Im \Delta|), \qquad
@@ -41,7 +42,7 @@ class FrequencyLoss(Comparison):
         ValueError: ``part`` is none of these (when built); shapes differ (when called).
     """
 
-    maps = True
+    requires_4d = True
 
     def __init__(self, loss_weight: float = 1.0, part: str = 'complex') -> None:
         super().__init__(loss_weight)
@@ -56,7 +57,7 @@ class FrequencyLoss(Comparison):
 
 
 @LOSS_REGISTRY.register()
-class FocalFrequencyLoss(Comparison):
+class FocalFrequencyLoss(FeatureLoss):
     r"""Squared difference of two spectra, weighted to where it is largest: Focal Frequency Loss (ICCV 2021).
 
     .. math:: \ell = \mathrm{mean} \, w |\Delta|^2, \qquad
@@ -82,7 +83,7 @@ class FocalFrequencyLoss(Comparison):
         ValueError: ``alpha`` is not above 0 (when built); shapes differ (when called).
     """
 
-    maps = True
+    requires_4d = True
 
     def __init__(self, loss_weight: float = 1.0, alpha: float = 1.0) -> None:
         super().__init__(loss_weight)

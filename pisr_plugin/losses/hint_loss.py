@@ -6,11 +6,11 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from .comparison import Comparison
+from pisr_plugin.losses.base import FeatureLoss
 
 
 @LOSS_REGISTRY.register()
-class HintLoss(Comparison):
+class HintLoss(FeatureLoss):
     r"""Half the mean squared difference of two features: FitNets: Hints for Thin Deep Nets (ICLR 2015), Eq. 3.
 
     .. math:: \ell = \tfrac12 \, \mathrm{mean} \, (r(f_S) - f_T)^2

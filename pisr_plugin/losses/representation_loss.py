@@ -6,11 +6,12 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from .comparison import Comparison, check_positive
+from pisr_plugin.losses.base import FeatureLoss
+from pisr_plugin.utils.checks import check_positive
 
 
 @LOSS_REGISTRY.register()
-class RepresentationKLLoss(Comparison):
+class RepresentationKLLoss(FeatureLoss):
     r"""Divergence of two softened representations: Knowledge Distillation based Degradation Estimation (ICLR 2023).
 
     .. math:: \ell = \frac1N \sum_n \mathrm{KL} \bigl( \mathrm{softmax}(D_T / \tau) \, \| \,

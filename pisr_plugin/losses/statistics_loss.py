@@ -6,7 +6,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from .comparison import Comparison, check_choice
+from pisr_plugin.losses.base import FeatureLoss
+from pisr_plugin.utils.checks import check_choice
 
 STATISTICS = {
     'mean': lambda feature: feature.mean(1),
@@ -17,7 +18,7 @@ STATISTICS = {
 
 
 @LOSS_REGISTRY.register()
-class StatisticalMapLoss(Comparison):
+class StatisticalMapLoss(FeatureLoss):
     r"""Mean squared difference of statistics over channels: Image SR Using Knowledge Distillation (SRKD, ACCV 2018).
 
     .. math:: G(f) \in \mathbb R^{H \times W}, \quad
@@ -45,8 +46,8 @@ class StatisticalMapLoss(Comparison):
         ValueError: ``statistic`` is none of these (when built); shapes differ in more than C (when called).
     """
 
-    maps = True
-    any_channels = True
+    requires_4d = True
+    allow_channel_mismatch = True
 
     def __init__(self, loss_weight: float = 1.0, statistic: str = 'mean') -> None:
         super().__init__(loss_weight)

@@ -1,4 +1,4 @@
-"""The weights of the perceptual loss: one message when they cannot be had."""
+"""The weights of the perceptual loss: one message when they are missing."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from contextlib import contextmanager
 
 from basicsr.archs import vgg_arch
 
-from pisr_plugin import checkpoint
-from pisr_plugin.errors import CheckpointError
+from pisr_plugin.inference import checkpoint
+from pisr_plugin.utils.errors import CheckpointError
 
 URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 
 @contextmanager
-def vgg_weights_told(place: str) -> Iterator[None]:
-    """Says where VGG19's weights belong when a loss built within lacks them.
+def vgg_weights_told(option_path: str) -> Iterator[None]:
+    """Turns the errors of a loss that is built inside the block and lacks VGG19's weights into one message.
 
-    BasicSR's ``PerceptualLoss`` takes them from a file, or lets torchvision download them and keep them for later.
+    BasicSR's ``PerceptualLoss`` reads them from a file, or lets torchvision download them and keep them for later.
 
     Args:
-        place: Option path of the loss.
+        option_path: Option path of the loss.
 
     Raises:
-        CheckpointError: they are neither there nor to be had, or damaged.
+        CheckpointError: the file is damaged, or is missing and cannot be downloaded.
     """
     file = vgg_arch.VGG_PRETRAIN_PATH
     try:
         if os.path.exists(file):
-            checkpoint.load_file_safely(file)  # BasicSR's way of reading it may run code
+            checkpoint.load_file_safely(file)  # BasicSR itself reads it in a way that may run code
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', '.*(pretrained|weight enum)', UserWarning, 'torchvision')
             yield
     except (OSError, RuntimeError, CheckpointError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{place}: VGG19's weights cannot be loaded: {reason}\nThey are looked for in {file}, from the current "
-            f'folder, and else downloaded. Without a connection put {URL} there.'
+            f"{option_path}: VGG19's weights cannot be loaded: {reason}\nThey are looked for in {file}, from the "
+            f'current folder, and else downloaded. Without a connection put {URL} there.'
         ) from None

@@ -8,28 +8,33 @@ give the numbers of the PISR authors' code; see VIDLaplaceLoss for the paper's p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from torch import nn
+from torch import Tensor
 
-from .reduction import check_reduction, reduce
+from pisr_plugin.losses.base import FeatureLoss, reduce
+from pisr_plugin.utils.checks import check_positive
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def vid_laplace_nll(
-    location: torch.Tensor,
-    scale: torch.Tensor,
-    target: torch.Tensor,
+    location: Tensor,
+    scale: Tensor,
+    target: Tensor,
     *,
     scale_factor: float = 0.1,
     eps: float = 1e-8,
     official_constant: bool = True,
     reduction: str = 'mean',
-) -> torch.Tensor:
-    """Negative log-likelihood of ``target`` under Laplace distributions; see :class:`VIDLaplaceLoss`."""
-    location, scale, target = _checked(location, scale, target)
+) -> Tensor:
+    """Returns the negative log-likelihood of ``target`` under Laplace distributions.
+
+    The arguments are those of :class:`VIDLaplaceLoss`, which also checks shapes and lifts half precision.
+    """
     constant = target.shape[1] * HALF_LOG_2PI + math.log(2) if official_constant else 0.0
     if reduction == 'mean' and scale.shape == location.shape and not torch.compiler.is_compiling():
         return _MeanLaplace.apply(location, scale, target, scale_factor, eps) + constant
@@ -38,9 +43,9 @@ def vid_laplace_nll(
 
 
 class _MeanLaplace(torch.autograd.Function):
-    """The mean of ``log b + |target - location| / b``, ``b = scale_factor * scale + eps``; its gradient in closed form.
+    """Computes the mean of ``log b + |target - location| / b``, ``b = scale_factor * scale + eps``.
 
-    Written out step by step, autograd keeps and walks through twice as many maps; in a compiled graph it does not.
+    Its gradient is written in closed form: autograd would keep twice as many maps. A compiled graph does not need it.
     """
 
     @staticmethod
@@ -64,17 +69,19 @@ class _MeanLaplace(torch.autograd.Function):
 
 
 def vid_gaussian_nll(
-    location: torch.Tensor,
-    scale: torch.Tensor,
-    target: torch.Tensor,
+    location: Tensor,
+    scale: Tensor,
+    target: Tensor,
     *,
     scale_factor: float = 0.001,
     eps: float = 1e-8,
     official_constant: bool = True,
     reduction: str = 'mean',
-) -> torch.Tensor:
-    """Negative log-likelihood of ``target`` under Gaussian distributions; see :class:`VIDGaussianLoss`."""
-    location, scale, target = _checked(location, scale, target)
+) -> Tensor:
+    """Returns the negative log-likelihood of ``target`` under Gaussian distributions.
+
+    The arguments are those of :class:`VIDGaussianLoss`, which also checks shapes and lifts half precision.
+    """
     v = scale_factor * scale + eps
     loss = 0.5 * (torch.log(v) + (target - location) ** 2 / v)
     if official_constant:
@@ -82,41 +89,24 @@ def vid_gaussian_nll(
     return reduce(loss, reduction)
 
 
-class _VIDLoss(nn.Module):
-    """What both distributions share: arguments, the (location, scale) pair, the weight."""
+class _VIDLoss(FeatureLoss):
+    """Base of both distributions; a subclass sets ``nll``."""
 
-    nll = None
+    requires_scale = True
+    nll: ClassVar[Callable[..., Tensor]]
 
     def __init__(
-        self,
-        loss_weight: float,
-        scale_factor: float,
-        eps: float,
-        official_constant: bool,
-        reduction: str,
+        self, loss_weight: float, scale_factor: float, eps: float, official_constant: bool, reduction: str
     ) -> None:
-        super().__init__()
-        if not scale_factor > 0:
-            raise ValueError(f'scale_factor: found {scale_factor!r}, possible: a positive number')
+        super().__init__(loss_weight, reduction)
+        check_positive('scale_factor', scale_factor)
         if not eps >= 0:
-            raise ValueError(f'eps: found {eps!r}, possible: 0 or a positive number')
-        check_reduction(reduction)
-        self.loss_weight = loss_weight
-        self.options = {
-            'scale_factor': scale_factor,
-            'eps': eps,
-            'official_constant': official_constant,
-            'reduction': reduction,
-        }
+            raise ValueError(f'eps: out of range (found {eps!r}). Expected 0 or a positive number.')
+        self.options = {'scale_factor': scale_factor, 'eps': eps, 'official_constant': official_constant}
 
-    def forward(self, pred: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-        if not isinstance(pred, (tuple, list)) or len(pred) != 2:
-            raise TypeError(
-                f'{type(self).__name__}: pred is {_describe(pred)}, needed is a pair (location, scale), '
-                'which the estimator LocationScale gives'
-            )
-        location, scale = pred
-        return self.loss_weight * type(self).nll(location, scale, target, **self.options)
+    def compare(self, estimate: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        # The reduction is passed on, because a mean can be computed without keeping the map.
+        return type(self).nll(*estimate, target, **self.options, reduction=self.reduction)
 
 
 @LOSS_REGISTRY.register()
@@ -145,13 +135,13 @@ class VIDLaplaceLoss(_VIDLoss):
         reduction: ``'none'`` | ``'mean'`` | ``'sum'``.
 
     Shape:
-        pred: a pair of location (N, C, ...) and positive scale with each size after N equal to the location's or 1;
-        target: (N, C, ...), through which no gradient flows; output: scalar, or the target's shape for ``'none'``.
-        Half-precision features are lifted to float32, where eps can be represented.
+        estimate: a pair of location (N, C, ...) and positive scale with each size after N equal to the location's or
+        1; target: (N, C, ...); output: scalar, or the target's shape for ``'none'``. No gradient reaches the target;
+        half precision is lifted to float32, where eps can be represented.
 
     Raises:
-        ValueError: An argument is out of its range (when built); shapes do not fit (when called).
-        TypeError: ``pred`` is no pair (when called).
+        TypeError: the estimate is not a pair (when called).
+        ValueError: an argument is out of its range (when built); shapes do not fit (when called).
     """
 
     nll = staticmethod(vid_laplace_nll)
@@ -204,29 +194,3 @@ class VIDGaussianLoss(_VIDLoss):
         reduction: str = 'mean',
     ) -> None:
         super().__init__(loss_weight, scale_factor, eps, official_constant, reduction)
-
-
-def _checked(
-    location: torch.Tensor, scale: torch.Tensor, target: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if location.shape != target.shape:
-        raise ValueError(f'location has shape {tuple(location.shape)}, target {tuple(target.shape)}; must be equal')
-    fits = scale.ndim == target.ndim and all(
-        size == whole or (size == 1 and axis > 0)
-        for axis, (size, whole) in enumerate(zip(scale.shape, target.shape, strict=True))
-    )
-    if not fits:
-        raise ValueError(
-            f'scale has shape {tuple(scale.shape)}, target {tuple(target.shape)}; '
-            'each size must be equal, or 1 from the channels on'
-        )
-    dtype = torch.promote_types(location.dtype, torch.float32)
-    return location.to(dtype), scale.to(dtype), target.detach().to(dtype)
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f'one tensor of shape {tuple(value.shape)}'
-    if isinstance(value, (tuple, list)):
-        return f'a {type(value).__name__} of {len(value)}'
-    return f'of type {type(value).__name__}'

@@ -1,6 +1,5 @@
-"""Metrics that BasicSR lacks, registered with it by importing this package."""
+"""Metrics that BasicSR lacks. Importing this package registers every metric of its modules with BasicSR."""
 
-from .ifc import calculate_ifc
-from .perceptual import calculate_dists, calculate_lpips
+from pisr_plugin.utils.registration import import_modules
 
-__all__ = ['calculate_dists', 'calculate_ifc', 'calculate_lpips']
+import_modules(__name__)

@@ -1,4 +1,4 @@
-"""Information fidelity criterion (IFC): how much the image tells about the wavelet coefficients of the ground truth.
+"""Information fidelity criterion (IFC): information that an image shares with the ground truth, in wavelet bands.
 
 Sheikh, Bovik, de Veciana: An Information Fidelity Criterion for Image Quality Assessment Using Natural Scene
 Statistics (IEEE TIP 2005), with the parameters of the LIVE laboratory's ``ifcvec``, by which tables of
@@ -15,13 +15,14 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import uniform_filter
 
-from pisr_plugin.errors import InstallError
+from pisr_plugin.utils.errors import InstallError
+from pisr_plugin.utils.resize import crop_to_multiple
 
 LEVELS = 4
-BANDS = (0, 3)  # two orthogonal ones of the filters' six
+BANDS = (0, 3)  # two orthogonal orientations of the six
 BLOCK = 3
-SMALLEST = 72  # the filters' 9 pixels at the coarsest level, where an eighth is left
-FLAT = 1e-15  # what counts as no variance
+SMALLEST = 72  # pixels: the filters have 9 at the coarsest level, an eighth of the size
+FLAT = 1e-15  # a variance below this counts as 0
 NOISE = 1e-10  # keeps the information of an undistorted image finite
 
 
@@ -46,7 +47,7 @@ def calculate_ifc(
     Args:
         img: Reconstruction, range 0..255, shape (H, W), (H, W, C) or (C, H, W), BGR if it has three channels.
         img2: Ground truth of the same shape.
-        crop_border: Pixels cut from each border; what is left has 72 pixels a side or more.
+        crop_border: Pixels cut from each border; at least 72 pixels a side must remain.
         input_order: ``'HWC'`` | ``'CHW'``.
         test_y_channel: Whether to compare Y of BT.601; otherwise the mean over channels is returned.
 
@@ -74,11 +75,11 @@ def _ifc(reference: np.ndarray, test: np.ndarray) -> float:
     references, tests = _pyramid(reference), _pyramid(test)
     bits = 0.0
     for level in range(LEVELS):
-        window = 2 ** (LEVELS - level) + 1  # on the image it is about as large at each level
-        rim = math.ceil((window - 1) / 2 / BLOCK)  # blocks whose windows reach over the border
+        window = 2 ** (LEVELS - level) + 1  # covers about the same part of the image at each level
+        rim = math.ceil((window - 1) / 2 / BLOCK)  # blocks whose windows cross the border
         inner = (slice(rim, -rim), slice(rim, -rim))
         for band in BANDS:
-            x, y = (_whole_blocks(pyramid[level, band]) for pyramid in (references, tests))
+            x, y = (crop_to_multiple(pyramid[level, band], BLOCK) for pyramid in (references, tests))
             gain, noise = (values[inner] for values in _distortion(x, y, window))
             field, eigenvalues = _source(x)
             signal = gain**2 * field[inner] / (noise + NOISE)
@@ -87,7 +88,7 @@ def _ifc(reference: np.ndarray, test: np.ndarray) -> float:
 
 
 def _pyramid(image: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Bands by (level, orientation), the finest level first."""
+    """Returns the bands by (level, orientation), the finest level first."""
     try:
         from pyrtools.pyramids import SteerablePyramidSpace
     except ImportError:
@@ -97,25 +98,20 @@ def _pyramid(image: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
     return SteerablePyramidSpace(image, height=LEVELS, order=5, edge_type='reflect1').pyr_coeffs
 
 
-def _whole_blocks(band: np.ndarray) -> np.ndarray:
-    height, width = (side // BLOCK * BLOCK for side in band.shape)
-    return band[:height, :width]
-
-
 def _source(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The Gaussian scale mixture of a reference band: its field, one value a block; eigenvalues of its covariance."""
+    """Returns the Gaussian scale mixture of a reference band: its field (one value a block) and its eigenvalues."""
     blocks = sliding_window_view(x, (BLOCK, BLOCK))
     vectors = blocks.reshape(-1, BLOCK**2)
     covariance = np.cov(vectors, rowvar=False, bias=True)
     vectors = blocks[::BLOCK, ::BLOCK].reshape(-1, BLOCK**2)
-    # The pseudo-inverse, because a flat image has no covariance to invert; it holds no information either.
+    # The pseudo-inverse, because the covariance of a flat image cannot be inverted.
     field = np.einsum('ni,ij,nj->n', vectors, np.linalg.pinv(covariance, hermitian=True), vectors) / BLOCK**2
     rows, columns = (side // BLOCK for side in x.shape)
     return field.reshape(rows, columns), np.linalg.eigvalsh(covariance).clip(min=0)
 
 
 def _distortion(x: np.ndarray, y: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gain g and noise variance v of y = g x + noise by least squares in a window around each block's centre."""
+    """Returns gain g and noise variance v of y = g x + noise, by least squares in a window around each block."""
 
     def mean(values: np.ndarray) -> np.ndarray:
         middle = BLOCK // 2
@@ -127,6 +123,6 @@ def _distortion(x: np.ndarray, y: np.ndarray, window: int) -> tuple[np.ndarray, 
     power_y = (count * (mean(y * y) - mean_y**2)).clip(min=0)
     gain = covariance / (power_x + FLAT)
     noise = (power_y - gain * covariance) / count
-    # Without a gain there is no information, whatever the noise.
+    # Without gain there is no information, whatever the noise is.
     gain = np.where((gain < 0) | (power_x < FLAT) | (power_y < FLAT), 0, gain)
     return gain, noise.clip(min=FLAT)

@@ -1,4 +1,4 @@
-"""LPIPS and DISTS, distances of deep features: by ``piq`` (extra ``perceptual``), which fetches their weights."""
+"""LPIPS and DISTS, distances of deep features, computed by ``piq`` (extra ``perceptual``), which downloads weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from pisr_plugin.errors import InstallError
+from pisr_plugin.utils.errors import InstallError
 
 
 @METRIC_REGISTRY.register()
 def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int, **_: object) -> float:
     """Learned perceptual image patch similarity (CVPR 2018) on VGG; lower is better.
 
-    Always of the colour pictures, whatever the protocol.
+    It compares colour pictures under every protocol.
 
     .. code-block:: yaml
 
@@ -39,7 +39,7 @@ def calculate_dists(img: np.ndarray, img2: np.ndarray, crop_border: int, **_: ob
     return _distance('DISTS', img, img2, crop_border)
 
 
-# Read by the evaluation: these get pictures, not what the protocol compares.
+# The evaluation reads this: these metrics get pictures, not what the protocol compares.
 calculate_lpips.on_pictures = calculate_dists.on_pictures = True
 
 
@@ -59,5 +59,5 @@ def _model(name: str) -> torch.nn.Module:
     try:
         import piq
     except ImportError:
-        raise InstallError(f'{name} is computed by piq, which is missing: pip install piq') from None
+        raise InstallError(f'{name} needs piq, which is missing: pip install piq') from None
     return getattr(piq, name)().eval()

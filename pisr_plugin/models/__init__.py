@@ -1,5 +1,5 @@
-"""Models registered with BasicSR."""
+"""Models. Importing this package registers every model of its modules with BasicSR."""
 
-from .pisr_model import PISRModel
+from pisr_plugin.utils.registration import import_modules
 
-__all__ = ['PISRModel']
+import_modules(__name__)

@@ -1,75 +1,95 @@
-"""One training step, from a batch to moved weights, in the precision and manner that the options ask for."""
+"""One training step: from a batch to updated weights, in the precision and manner that the options ask for."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pisr_plugin.archs.network_info import split_output
 from pisr_plugin.distill.links import Link
 from pisr_plugin.distill.taps import TapReader
-from pisr_plugin.models.adversary import Adversary
-from pisr_plugin.models.update import Update, exchanging, lift
+from pisr_plugin.models.gan import GANStep
+from pisr_plugin.models.optim import OptimizerStep, sync_gradients, to_float32
+from pisr_plugin.utils.errors import OptionsError
 
-DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+DTYPES: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step is computed; the keys of ``train`` that bear these names.
+    """How a step is computed: the keys of ``train`` with these names.
 
     Attributes:
-        amp: Trained network, estimators, teacher and discriminator under autocast to ``bf16`` or ``fp16`` (with loss
+        amp: Autocast of trained network, estimators, teacher and discriminator to ``bf16`` or ``fp16`` (with loss
             scaling). Weights, losses and the update stay in float32.
-        amp_teacher: The frozen teacher's weights and features in ``bf16`` or ``fp16``: faster than autocast.
-        channels_last: Memory layout of images, features and weights. None: on a CPU, and where ``amp`` is on.
-        compile: Forward pass and losses through ``torch.compile``, but for the discriminator.
-        cuda_graph: The whole step, update and schedule included, recorded once and replayed as one launch.
-        grad_clip: Largest L2 norm of all gradients together, the discriminator's by themselves; None: any.
-        accumulate: Parts in which a batch is computed, to save memory; must divide the batch size.
-        on_nan: ``stop``: the run ends when a loss is found not to be finite. ``skip``: a step whose gradient is not
-            finite changes no weight and is counted; a discriminator's step is one of its own.
+        amp_teacher: Precision of the frozen teacher's weights and features, ``bf16`` or ``fp16``; faster than autocast.
+        channels_last: Memory layout of images, features and weights. None: channels_last on a CPU and with ``amp``.
+        compile: Whether ``torch.compile`` is used for the forward pass and the losses, without the discriminator's.
+        cuda_graph: Whether the whole step, update and schedule included, is recorded once and replayed as one launch.
+        grad_clip: Largest L2 norm of all gradients together, above 0; the discriminator's are clipped by themselves.
+            None: no clipping.
+        accumulate: Number of parts in which a batch is computed, to save memory; must divide the batch size.
+        on_nan: ``stop`` ends the run when a loss is not finite. ``skip`` leaves out, and counts, each update whose
+            gradient is not finite; a discriminator's update is one of its own.
+
+    Raises:
+        OptionsError: a value is out of its range.
     """
 
-    amp: str | None = None
-    amp_teacher: str | None = None
+    amp: Literal['bf16', 'fp16'] | None = None
+    amp_teacher: Literal['bf16', 'fp16'] | None = None
     channels_last: bool | None = None
     compile: bool = False
     cuda_graph: bool = False
     grad_clip: float | None = None
     accumulate: int = 1
-    on_nan: str = 'stop'
+    on_nan: Literal['stop', 'skip'] = 'stop'
+
+    def __post_init__(self) -> None:
+        checks = {
+            'amp': (self.amp is None or self.amp in DTYPES, 'bf16, fp16 or nothing'),
+            'amp_teacher': (self.amp_teacher is None or self.amp_teacher in DTYPES, 'bf16, fp16 or nothing'),
+            'grad_clip': (self.grad_clip is None or 0 < self.grad_clip < math.inf, 'a number above 0, or nothing'),
+            'accumulate': (isinstance(self.accumulate, int) and self.accumulate >= 1, 'a whole number from 1 on'),
+            'on_nan': (self.on_nan in ('stop', 'skip'), 'stop or skip'),
+        }
+        for name, (fits, expected) in checks.items():
+            if not fits:
+                raise OptionsError(f'train.{name}: out of range (found {getattr(self, name)!r}). Expected {expected}.')
 
     @classmethod
     def of(cls, train_opt: Mapping) -> StepOptions:
-        """Takes from ``train`` what concerns the step."""
+        """Takes the keys that concern the step from ``train``."""
         return cls(**{field.name: train_opt[field.name] for field in fields(cls) if field.name in train_opt})
 
     def memory_format(self, device: torch.device) -> torch.memory_format:
-        """The layout of images and weights on ``device``."""
+        """Returns the layout of images and weights on ``device``."""
         wanted = self.channels_last
         if wanted is None:
             wanted = device.type == 'cpu' or self.amp is not None
         return torch.channels_last if wanted else torch.contiguous_format
 
 
-class Objective(nn.Module):
-    """The trained network's losses on a batch; pure, so that it can be compiled.
+class TrainingLosses(nn.Module):
+    """The trained network's losses on a batch, without side effects, so that it can be compiled.
 
     Args:
-        linked: The trained network with the estimators on its taps; possibly wrapped for distributed training.
-        links: The comparisons with a teacher.
-        inputs: What the network sees of a batch.
+        linked: The trained network with the estimators on its taps; may be wrapped by DistributedDataParallel.
+        links: Comparisons with a teacher.
+        inputs: What the network sees of a batch: ``lq``, ``gt`` or both.
         cri_pix: Loss between reconstruction and gt, or None.
         cri_imitation: Loss between compact feature and lq, or None.
         autocast: Lower precision of the forward pass, or None. Losses are computed in float32.
-        cri_perceptual: Called with reconstruction and gt, returns a perceptual and a style loss, either may be None,
-            as BasicSR's ``PerceptualLoss``; or None.
-        shows: Whether the reconstruction is returned too.
+        cri_perceptual: BasicSR's ``PerceptualLoss`` or one that is called alike: from reconstruction and gt to a
+            perceptual and a style loss, either of which may be None; or None.
+        return_sr: Whether the reconstruction is returned too.
     """
 
     def __init__(
@@ -81,25 +101,26 @@ class Objective(nn.Module):
         cri_imitation: nn.Module | None,
         autocast: torch.dtype | None = None,
         cri_perceptual: nn.Module | None = None,
-        shows: bool = False,
+        return_sr: bool = False,
     ) -> None:
         super().__init__()
         self.linked, self.links, self.inputs = linked, list(links), tuple(inputs)
         self.cri_pix, self.cri_imitation, self.cri_perceptual = cri_pix, cri_imitation, cri_perceptual
-        self.autocast, self.shows = autocast, shows
+        self.autocast, self.return_sr = autocast, return_sr
 
     def forward(
-        self, batch: Batch, targets: Mapping[str, Tensor], active: Sequence[bool]
+        self, batch: Batch, features: Mapping[str, Tensor], active: Sequence[bool]
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Returns the losses by name, and the reconstruction (N, C, H, W) if it is to be shown.
+        """Returns the losses by name, and with ``return_sr`` the reconstruction (N, C, H, W).
 
         Args:
             batch: ``lq`` and ``gt``.
-            targets: The teacher's features by tap.
-            active: Whether each link counts now.
+            features: The teacher's features by tap.
+            active: Whether each link counts in this iteration.
         """
         output, estimates = self._run(batch)
-        sr, compact = lift(split_output(output)[0]), split_output(output)[1]
+        sr, compact = split_output(output)
+        sr = to_float32(sr)
         losses = {}
         if self.cri_pix:
             losses['l_pix'] = self.cri_pix(sr, batch['gt'])
@@ -107,15 +128,17 @@ class Objective(nn.Module):
             found = zip(('l_percep', 'l_style'), self.cri_perceptual(sr, batch['gt']))
             losses.update((name, value) for name, value in found if value is not None)
         if self.cri_imitation:
-            losses['l_imitation'] = self.cri_imitation(lift(compact), batch['lq'])
+            losses['l_imitation'] = self.cri_imitation(to_float32(compact), batch['lq'])
         for link, counts in zip(self.links, active):
-            losses[f'l_distill_{link.name}'] = link(lift(estimates[link.name]), lift(targets[link.teacher]), counts)
-        return losses, sr if self.shows else None
+            losses[f'l_distill_{link.name}'] = link(
+                to_float32(estimates[link.name]), to_float32(features[link.teacher]), counts
+            )
+        return losses, sr if self.return_sr else None
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
-        """The reconstruction alone, without graph."""
-        return lift(split_output(self._run(batch)[0])[0])
+        """Returns the reconstruction (N, C, H, W) alone, without gradients."""
+        return to_float32(split_output(self._run(batch)[0])[0])
 
     def _run(self, batch: Batch) -> tuple[object, dict]:
         images = [batch[name] for name in self.inputs]
@@ -125,14 +148,14 @@ class Objective(nn.Module):
             return self.linked(*images)
 
 
-class Targets:
-    """The frozen teacher's features: no graph, and no layer behind the last tap.
+class TeacherFeatures:
+    """Computes the frozen teacher's features without gradients, and no layer behind the last tap.
 
     Args:
-        teacher: In eval mode, without gradients.
-        taps: What is read.
-        inputs: What the teacher sees of a batch.
-        dtype: Precision of the teacher's weights and of the images it gets.
+        teacher: The teacher in evaluation mode, without gradients.
+        taps: Taps to read.
+        inputs: What the teacher sees of a batch: ``lq``, ``gt`` or both.
+        dtype: Precision that the teacher's weights and images are converted to, or None.
         autocast: Lower precision of its forward pass, or None.
     """
 
@@ -150,6 +173,7 @@ class Targets:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns ``{tap: feature}``."""
         images = [batch[name].to(self.dtype) if self.dtype else batch[name] for name in self.inputs]
         if self.autocast is None or self.dtype:
             return self.reader.read(*images)
@@ -158,101 +182,103 @@ class Targets:
 
 
 class TrainingStep:
-    """Computes the losses of a batch and moves the weights.
-
-    Nothing is read back from the device.
+    """Computes the losses of a batch and updates the weights. It reads nothing back from the device.
 
     Args:
-        objective: From batch, targets and active links to losses; with an adversary also to the reconstruction.
-        targets: From a batch to the teacher's features; None without a teacher.
-        update: Moves the trained parameters.
-        options: How.
-        adversary: A discriminator that judges reconstructions and learns beside the trained network, or None.
-        after: Called after the weights have moved, e.g. to average them.
-        warn: Told in one line when a speed-up is not to be had.
+        training_losses: From batch, teacher's features and active links to losses; with a GAN also to the
+            reconstruction.
+        teacher_features: From a batch to the teacher's features; None without a teacher.
+        optimizer_step: Updates the trained parameters.
+        options: How the step is computed.
+        gan_step: The discriminator's part, or None.
+        after: Called after each update, e.g. to average the weights; or None.
+        warn: Called with one line when a requested speed-up is not possible.
     """
 
     def __init__(
         self,
-        objective: Objective,
-        targets: Targets | None,
-        update: Update,
+        training_losses: TrainingLosses,
+        teacher_features: Callable[[Batch], dict[str, Tensor]] | None,
+        optimizer_step: OptimizerStep,
         options: StepOptions,
-        adversary: Adversary | None = None,
+        gan_step: GANStep | None = None,
         after: Callable[[], None] | None = None,
         warn: Callable[[str], None] = print,
     ) -> None:
-        self.objective, self.targets, self.update, self.options = objective, targets, update, options
-        self.adversary, self.after, self.warn = adversary, after, warn
-        self.losses_of = torch.compile(objective) if options.compile else objective
-        self._trusted = not options.compile
+        self.training_losses, self.teacher_features = training_losses, teacher_features
+        self.optimizer_step, self.options, self.gan_step = optimizer_step, options, gan_step
+        self.after, self.warn = after, warn
+        self._compute = torch.compile(training_losses) if options.compile else training_losses
+        self._proven = not options.compile  # whether it is known to work
 
-    def __call__(self, batch: Batch, active: Sequence[bool], moves: bool = True) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, active: Sequence[bool], updates_generator: bool = True) -> dict[str, Tensor]:
         """Makes one step.
 
         Args:
             batch: ``lq`` and ``gt`` on the device.
-            active: Whether each link counts now.
-            moves: Whether the trained network moves; if not, the adversary alone does.
+            active: Whether each link counts in this iteration.
+            updates_generator: Whether the trained network is updated; if not, the discriminator alone is.
 
         Returns:
             The losses by name, means over the batch, on the device.
         """
         parts = [batch] if self.options.accumulate == 1 else _split_batch(batch, self.options.accumulate)
-        if moves:
-            losses, shown = self._train(parts, active)
+        if updates_generator:
+            losses, sr = self._update_generator(parts, active)
         else:
-            losses, shown = {}, [self.objective.reconstruct(part) for part in parts]
-        if self.adversary:
-            losses |= self.adversary.learn([part['gt'] for part in parts], shown)
+            losses, sr = {}, [self.training_losses.reconstruct(part) for part in parts]
+        if self.gan_step:
+            losses |= self.gan_step.update_discriminator([part['gt'] for part in parts], sr)
         if self.after:
             self.after()
         return losses
 
-    def _train(self, parts: Sequence[Batch], active: Sequence[bool]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Moves the trained network; returns its losses on the batch, and its reconstructions of the parts."""
-        self.update.zero_grad()
-        count, done = len(parts), []
+    def _update_generator(
+        self, parts: Sequence[Batch], active: Sequence[bool]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Updates the trained network; returns its losses, and with a GAN the reconstruction of each part."""
+        self.optimizer_step.zero_grad()
+        count = len(parts)
+        done: list[tuple[dict[str, Tensor], Tensor, Tensor | None]] = []
         for part in parts:
-            with exchanging(self.objective.linked, now=len(done) == count - 1):
+            with sync_gradients(self.training_losses.linked, now=len(done) == count - 1):
                 done.append(self._backward(part, active, count))
         losses, total, _ = done[0]
         if count > 1:
-            losses = {name: sum(found[name] for found, _, _ in done) / count for name in losses}
-            total = sum(total for _, total, _ in done) / count
-        self.update(total)
-        return losses, [shown for _, _, shown in done]
+            losses = {
+                name: functools.reduce(torch.add, [found[name] for found, _, _ in done]) / count for name in losses
+            }
+            total = functools.reduce(torch.add, [total for _, total, _ in done]) / count
+        self.optimizer_step(total)
+        return losses, [sr for _, _, sr in done if sr is not None]
 
     def _backward(
         self, batch: Batch, active: Sequence[bool], count: int
     ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """Adds the gradients of one of ``count`` parts; returns its losses, their sum and the reconstruction."""
-        losses, shown = self._losses(batch, self.targets(batch) if self.targets else {}, active)
-        if self.adversary:
-            losses['l_gan'] = self.adversary.loss(shown)
-            shown = shown.detach()
+        features = self.teacher_features(batch) if self.teacher_features else {}
+        losses, sr = self._compute_losses(batch, features, active)
+        if self.gan_step:
+            assert sr is not None  # a GAN needs ``return_sr``
+            losses['l_gan'] = self.gan_step.loss(sr)
+            sr = sr.detach()
         total = functools.reduce(torch.add, losses.values())
-        self.update.backward(total if count == 1 else total / count)
-        return {name: value.detach() for name, value in losses.items()}, total.detach(), shown
+        self.optimizer_step.backward(total if count == 1 else total / count)
+        return {name: value.detach() for name, value in losses.items()}, total.detach(), sr
 
-    def _losses(
-        self, batch: Batch, targets: Mapping[str, Tensor], active: Sequence[bool]
+    def _compute_losses(
+        self, batch: Batch, features: Mapping[str, Tensor], active: Sequence[bool]
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        if self._trusted:
-            return self.losses_of(batch, targets, active)
+        if self._proven:
+            return self._compute(batch, features, active)
         try:
-            found = self.losses_of(batch, targets, active)
+            found = self._compute(batch, features, active)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            self.warn(f'train.compile: this network cannot be compiled here, going on without: {_first_line(error)}')
-            self.losses_of = self.objective
-            found = self.objective(batch, targets, active)
-        self._trusted = True
+            self.warn(f'train.compile: this network cannot be compiled here, so it runs as it is: {_first_line(error)}')
+            self._compute = self.training_losses
+            found = self._compute(batch, features, active)
+        self._proven = True
         return found
-
-
-def split_output(output: object) -> tuple[Tensor, Tensor | None]:
-    """Separates the reconstruction from the compact feature that a hourglass teacher returns beside it."""
-    return output if isinstance(output, tuple) else (output, None)
 
 
 def _split_batch(batch: Batch, parts: int) -> list[Batch]:

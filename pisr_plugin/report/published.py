@@ -1,4 +1,4 @@
-"""Published figures that a plot shows beside one's own."""
+"""Published values that the cost chart shows beside one's own."""
 
 from __future__ import annotations
 

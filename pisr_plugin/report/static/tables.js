@@ -1,7 +1,6 @@
-// Sortable tables, the switch between metrics, and the table of every image.
+// Tables that sort by the column whose heading is pressed.
 (() => {
   'use strict';
-  const data = JSON.parse(document.getElementById('data').textContent);
 
   function sortable(table) {
     const heads = [...table.tHead.rows[0].cells];
@@ -36,69 +35,5 @@
   }
 
   document.querySelectorAll('table.sortable').forEach(sortable);
-
-  const metricSwitch = document.getElementById('metric-switch');
-  const panels = document.querySelectorAll('.metric-panel');
-  if (metricSwitch) {
-    const show = (metric) => {
-      panels.forEach((panel) => (panel.hidden = panel.dataset.metric !== metric));
-      metricSwitch.querySelectorAll('button').forEach((b) => b.setAttribute('aria-pressed', b.dataset.metric === metric));
-    };
-    metricSwitch.addEventListener('click', (event) => {
-      const button = event.target.closest('button');
-      if (button) show(button.dataset.metric);
-    });
-    metricSwitch.hidden = false;
-    show(metricSwitch.querySelector('button').dataset.metric);
-  }
-
-  function cell(row, tag, text, value, className) {
-    const element = document.createElement(tag);
-    element.textContent = text;
-    if (value !== undefined) element.dataset.value = value;
-    if (className) element.className = className;
-    row.append(element);
-    return element;
-  }
-
-  function imagesTable(set, metric) {
-    const rows = data.rows.filter((row) => data.sets[set][row.name]);
-    const { better, digits } = data.metrics[metric];
-    const table = document.createElement('table');
-    table.className = 'sortable';
-    const head = table.createTHead().insertRow();
-    for (const [text, first] of [['Image', 'ascending'], ...rows.map((row) => [row.title, null])]) {
-      const th = cell(head, 'th', text, undefined, first ? '' : 'num');
-      th.scope = 'col';
-      th.dataset.first = first || (better === 'higher' ? 'descending' : 'ascending');
-    }
-    const body = table.createTBody();
-    const images = [...new Set(rows.flatMap((row) => Object.keys(data.sets[set][row.name])))];
-    for (const image of images) {
-      const tr = body.insertRow();
-      cell(tr, 'th', image, image).scope = 'row';
-      for (const row of rows) {
-        const value = data.sets[set][row.name][image]?.[metric];
-        cell(tr, 'td', value === undefined ? '–' : value.toFixed(digits), value ?? '', 'num');
-      }
-    }
-    sortable(table);
-    return table;
-  }
-
-  const sets = Object.keys(data.sets).filter((set) => Object.keys(data.sets[set]).length);
-  if (!sets.length) {
-    document.getElementById('images-none').hidden = false;
-    return;
-  }
-  const panel = document.getElementById('images-panel');
-  const setSelect = document.getElementById('images-set');
-  const metricSelect = document.getElementById('images-metric');
-  sets.forEach((set) => setSelect.add(new Option(set, set)));
-  Object.keys(data.metrics).forEach((metric) => metricSelect.add(new Option(metric.toUpperCase(), metric)));
-  const update = () => panel.querySelector('.scroll').replaceChildren(imagesTable(setSelect.value, metricSelect.value));
-  setSelect.addEventListener('change', update);
-  metricSelect.addEventListener('change', update);
-  panel.hidden = false;
-  update();
+  pisr.sortable = sortable; // for tables that a section's script makes
 })();

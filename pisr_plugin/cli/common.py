@@ -1,0 +1,194 @@
+"""What all commands share: flags, exit codes, how they report mistakes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pisr_plugin.utils.errors import InstallError, PISRError
+from pisr_plugin.version import __version__
+
+if TYPE_CHECKING:
+    from pisr_plugin.config.stages import Stage
+
+# Exit codes, beside 0 and argparse's 2.
+MISTAKE = 2  # what the user asked for cannot be done; one message says why
+UNEXPECTED = 70  # a mistake of this program; EX_SOFTWARE of sysexits.h
+STOPPED = 130  # a signal ended the command; a run can be resumed
+BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads the arguments of a command.
+
+    Flags may be written with dashes or underscores. Usage lines name the installed command, also when
+    ``tools/train.py`` is run. ``--version`` is a flag of every command.
+    """
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        command = Path(sys.argv[0]).stem.replace('_', '-').removeprefix('pisr-')
+        super().__init__(prog or f'pisr-{command}', **options)
+        self.add_argument('--version', action='version', version=f'pisr_plugin {__version__}')
+
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads allow for other kinds of namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, with each flag in the spelling that it was added with."""
+        spellings = {flag.replace('_', '-'): flag for flag in self._option_string_actions if flag.startswith('--')}
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            flag, equals, value = word.partition('=')
+            words.append(spellings.get(flag.replace('_', '-'), flag) + equals + value)
+        return super().parse_known_args(words, namespace)
+
+
+def recipe_parser(description: str) -> Parser:
+    """Returns a parser with the flags that every command on a recipe takes, named as in BasicSR.
+
+    Args:
+        description: What the command does, one sentence.
+    """
+    parser = Parser(description=description)
+    add_recipe_flags(parser)
+    return parser
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds the flags that choose and change a recipe.
+
+    Args:
+        parser: Gets the flags.
+        required: Whether ``-opt`` must be given.
+    """
+    parser.add_argument('-opt', required=required, metavar='RECIPE', help='recipe or resolved options file (YAML)')
+    parser.add_argument(
+        '--force_yml',
+        nargs='+',
+        default=[],
+        metavar='A:B=C',
+        help='change options, e.g. train:total_iter=1000 network_g:num_feat=52',
+    )
+    parser.add_argument('--stage', help='one stage of the recipe instead of all')
+    add_plugin_flag(parser)
+
+
+def add_plugin_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that :func:`import_plugins` reads."""
+    parser.add_argument(
+        '--plugin',
+        action='append',
+        default=[],
+        metavar='MODULE',
+        help='import this module first, for the networks and losses that it registers',
+    )
+
+
+def add_protocol_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that names one of :data:`pisr_plugin.evaluation.protocol.PROTOCOLS`."""
+    parser.add_argument(
+        '--protocol',
+        help="how to measure: y_plane, rgb8, pisr, basicsr, rgb (default: the recipe's val.protocol, else basicsr)",
+    )
+
+
+def load_recipe(args: argparse.Namespace) -> dict:
+    """Imports the plugins and returns the recipe that the flags of :func:`recipe_parser` describe."""
+    from pisr_plugin.config.plugins import read_recipe
+
+    import_plugins(args.plugin)
+    return read_recipe(args.opt, args.force_yml)
+
+
+def load_stage(args: argparse.Namespace) -> Stage:
+    """Returns the stage of the recipe that ``--stage`` names, else the last one, its options checked."""
+    from pisr_plugin.config.schema import check_options
+    from pisr_plugin.config.stages import select, unroll
+
+    stages = unroll(load_recipe(args))
+    [stage] = select(stages, args.stage or stages[-1].name)
+    check_options(stage.options, stage.option_path)
+    return stage
+
+
+def named_options(args: argparse.Namespace) -> set[str]:
+    """Returns the option paths that ``--force_yml`` sets, written with dots."""
+    return {entry.partition('=')[0].replace(':', '.') for entry in args.force_yml}
+
+
+def import_plugins(names: list[str]) -> None:
+    """Imports what ``--plugin`` names, and the plugins of installed packages."""
+    from pisr_plugin.config import plugins
+
+    plugins.import_plugins(names, '--plugin')
+
+
+def require(what: str, packages: Iterable[str]) -> None:
+    """Makes sure that packages of an extra of setup.py are there.
+
+    Args:
+        what: What needs them, for the message.
+        packages: Their names.
+
+    Raises:
+        InstallError: Some are not installed.
+    """
+    missing = [package for package in packages if not find_spec(package)]
+    if missing:
+        raise InstallError(f'{what} needs what is not installed: pip install {" ".join(missing)}')
+
+
+def run(command: Callable[[], int | None]) -> int:
+    """Runs a command. No exception leaves it: each becomes one message and an exit code.
+
+    Args:
+        command: Does the work and returns an exit code; None is 0.
+    """
+    try:
+        import pisr_plugin.compat  # noqa: F401  (pisr_command.py: now the package registers everything)
+
+        code = command() or 0
+        sys.stdout.flush()
+        return code
+    except PISRError as error:
+        if str(error):  # else another rank prints it
+            _print_error(str(error))
+        return MISTAKE
+    except BrokenPipeError:  # such as `pisr-list schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+        return BROKEN_PIPE
+    except OSError as error:  # a full disk, a folder without permission
+        _print_error(f'{error.filename or "writing"}: {error.strerror or error}')
+        return MISTAKE
+    except KeyboardInterrupt:
+        return STOPPED
+    except Exception as error:
+        _print_error(
+            f'unexpected {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}\n'
+            f'This is a mistake in pisr_plugin, or in a plugin. Please send {_write_log()} to its authors.'
+        )
+        return UNEXPECTED
+
+
+def _print_error(text: str) -> None:
+    print(f'error: {text}', file=sys.stderr)
+
+
+def _write_log() -> Path | str:
+    """Writes the traceback of the exception in hand to a file; returns the file, or the traceback if none can be."""
+    text = f'pisr_plugin {__version__}, Python {sys.version}\n{sys.argv}\n{traceback.format_exc()}'
+    name = f'pisr-error-{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}.log'
+    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+        try:
+            (folder / name).write_text(text, encoding='utf-8', errors='replace')
+            return folder / name
+        except OSError:
+            continue
+    return f'this:\n{text}'

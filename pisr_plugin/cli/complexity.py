@@ -1,0 +1,109 @@
+"""Count a network's parameters and Multi-Adds.
+
+``python tools/complexity.py -opt options/pisr_rfdn_x*.yml``
+``python tools/complexity.py --type FSRCNN --arg upscale=2 d=56 s=56 --convention A B C``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pisr_plugin.cli import common
+from pisr_plugin.utils.errors import OptionsError
+from pisr_plugin.utils.files import write_whole
+
+if TYPE_CHECKING:
+    from pisr_plugin.evaluation.complexity import Complexity
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``tools/complexity.py`` and ``pisr-complexity``."""
+    parser = common.Parser(description='Count parameters and Multi-Adds of recipes or of a network.')
+    parser.add_argument('-opt', nargs='+', default=[], metavar='RECIPE', help='recipes (YAML)')
+    parser.add_argument('--force_yml', nargs='+', default=[], metavar='A:B=C', help='change options of the recipes')
+    parser.add_argument('--type', metavar='NETWORK', help='a registered network')
+    parser.add_argument('--arg', nargs='+', default=[], metavar='NAME=VALUE', help='its arguments')
+    parser.add_argument('--size', default='1280x720', metavar='WxH', help='size of the output (default: %(default)s)')
+    parser.add_argument(
+        '--convention', nargs='+', choices=('A', 'B', 'C'), default=['A'], help='how to count (default: A)'
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='save the counts there too')
+    parser.add_argument('--plugin', action='append', default=[], metavar='MODULE', help='import this module first')
+    args = parser.parse_args(argv)
+    return common.run(lambda: complexity(args))
+
+
+def complexity(args: argparse.Namespace) -> int:
+    """Counts what the flags ask for, prints a table and returns the exit code."""
+    from pisr_plugin.config.runtime import make_folder
+    from pisr_plugin.evaluation.complexity import count
+
+    size = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', args.size)
+    if not size:
+        raise OptionsError(f'--size {args.size}: not a size. Expected width and height in pixels, such as 1280x720.')
+    width, height = int(size[1]), int(size[2])
+    common.import_plugins(args.plugin)
+    networks = [_of_recipe(path, args.force_yml) for path in args.opt]
+    if args.type:
+        networks.append(_of_type(args.type, args.arg))
+    if not networks:
+        raise OptionsError('nothing to count. Expected recipes (-opt) or a network (--type).')
+
+    counted: dict[str, Complexity] = {}
+    rows = []
+    for name, options, scale in networks:
+        key = json.dumps([options, scale], sort_keys=True)
+        if key not in counted:  # a recipe and its baseline share their network
+            counted[key] = count(options, scale, (width, height), args.convention)
+        rows.append(replace(counted[key], name=name))
+    print(markdown(rows, args.size))
+    if args.json:
+        make_folder(args.json.absolute().parent)
+        write_whole(
+            args.json, json.dumps({'size': [width, height], 'networks': [asdict(row) for row in rows]}, indent=1)
+        )
+    return 0
+
+
+def _of_recipe(path: str, changes: list[str]) -> tuple[str, dict, int]:
+    """Returns name, options and scale of the network that a recipe's last stage trains."""
+    from pisr_plugin.config.plugins import read_recipe
+    from pisr_plugin.config.schema import check_options
+    from pisr_plugin.config.stages import unroll
+
+    stage = unroll(read_recipe(path, changes))[-1]
+    check_options(stage.options, stage.option_path)
+    return stage.recipe, stage.options[stage.network], stage.options['scale']
+
+
+def _of_type(network: str, arguments: list[str]) -> tuple[str, dict, int]:
+    from pisr_plugin.archs.network_info import argument
+    from pisr_plugin.config.compose import override
+    from pisr_plugin.config.schema import check_network
+
+    options = override({'type': network}, arguments, '--arg')
+    check_network(options, '--type')
+    return network, options, argument(options, 'upscale', 'scale', default=1)
+
+
+def markdown(rows: list[Complexity], size: str) -> str:
+    """Returns a table of all rows; above it the conventions by which they were counted."""
+    from pisr_plugin.evaluation.complexity import CONVENTIONS
+
+    conventions = list(rows[0].macs)
+    lines = [
+        f'Multi-Adds for an output of {size}, in G (10^9). One Multi-Add is a multiplication with its addition.',
+        '',
+    ]
+    lines += [f'- {convention}: {CONVENTIONS[convention]}' for convention in conventions]
+    heads = ''.join(f' Multi-Adds {convention} |' for convention in conventions)
+    lines += ['', f'| name | network | scale | parameters |{heads}', '|---|---|---|---|' + '---|' * len(conventions)]
+    for row in rows:
+        figures = ' | '.join(f'{row.macs[c] / 1e9:.3f}' for c in conventions)
+        lines.append(f'| {row.name} | {row.network} | x{row.scale} | {row.parameters:,} | {figures} |')
+    return '\n'.join(lines)

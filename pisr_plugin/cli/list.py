@@ -1,0 +1,92 @@
+"""List what a recipe can name: networks, losses, models, datasets, metrics, taps; or all of it as a JSON schema.
+
+``pisr-list networks``, ``pisr-list taps --type EDSR --arg num_feat=32``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from pisr_plugin.cli import common
+from pisr_plugin.utils.errors import OptionsError
+from pisr_plugin.utils.files import write_whole
+
+KINDS = ('networks', 'losses', 'models', 'datasets', 'metrics', 'optimizers')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``pisr-list`` and ``tools/list.py``."""
+    parser = common.Parser(description='List what a recipe can name.')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='WHAT')
+    for name in KINDS:
+        command = commands.add_parser(name, help=f'the {name} that a recipe can name, or the arguments of one')
+        command.add_argument('name', nargs='?', metavar='NAME', help='show the arguments of this one')
+        common.add_plugin_flag(command)
+    command = commands.add_parser('taps', help='places in a network whose features can be compared')
+    command.add_argument('--type', help='a registered network')
+    command.add_argument(
+        '--arg', nargs='+', default=[], metavar='A=B', help='its arguments, e.g. num_feat=32 upscale=2'
+    )
+    command.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='of the LR image (default: 24 24, or the next multiple of window_size)',
+    )
+    common.add_recipe_flags(command, required=False)
+    command = commands.add_parser('schema', help='JSON schema of recipes, for editors')
+    command.add_argument('-o', '--output', type=Path, metavar='FILE', help='write it here instead of printing it')
+    common.add_plugin_flag(command)
+    args = parser.parse_args(argv)
+    return common.run(lambda: list_(args))
+
+
+def list_(args: argparse.Namespace) -> int:
+    """Prints what the flags ask for; returns the exit code."""
+    from pisr_plugin.config.json_schema import recipe_schema
+    from pisr_plugin.config.runtime import make_folder
+    from pisr_plugin.diagnostics.listing import describe, list_registered
+
+    common.import_plugins(args.plugin)
+    if args.command == 'taps':
+        lines = list_taps(args)
+    elif args.command == 'schema':
+        lines = [json.dumps(recipe_schema(), indent=1)]
+        if args.output:
+            make_folder(args.output.parent)
+            write_whole(args.output, lines.pop() + '\n')
+    elif args.name:
+        lines = describe(args.command, args.name)
+    else:
+        lines = list_registered(args.command)
+    for line in lines:
+        print(line)
+    return 0
+
+
+def list_taps(args: argparse.Namespace) -> list[str]:
+    """Returns the taps of a network given by type and arguments, or of a recipe's student and teacher.
+
+    Raises:
+        OptionsError: Neither or both are given, or a network cannot be built or run.
+    """
+    from pisr_plugin.config.compose import override
+    from pisr_plugin.diagnostics.listing import complete, tap_lines
+
+    if bool(args.type) == bool(args.opt):
+        raise OptionsError('taps: give either a network, --type NAME --arg ..., or a recipe, -opt RECIPE.')
+    if args.size and min(args.size) < 1:
+        raise OptionsError(f'--size {args.size[0]} {args.size[1]}: expected two numbers above 0.')
+    if args.type:
+        return tap_lines(complete(override({'type': args.type}, args.arg, '--arg'), args.size), args.size, '--arg')
+    if args.arg:
+        raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
+    stage = common.load_stage(args)
+    lines: list[str] = []
+    for key in ('network_g', 'network_t'):
+        if stage.options.get(key):
+            lines += [*([''] if lines else []), f'{key}:', *tap_lines(stage.options[key], args.size, key)]
+    return lines

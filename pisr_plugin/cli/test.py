@@ -1,0 +1,139 @@
+"""Test the networks that a recipe trained, and bicubic interpolation beside them.
+
+``python tools/test.py -opt options/pisr_rfdn_x4.yml``
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pisr_plugin.cli import common
+from pisr_plugin.utils.errors import CheckpointError, OptionsError
+from pisr_plugin.utils.files import archive_name, name_as_folder, replacing_folder
+
+if TYPE_CHECKING:
+    from pisr_plugin.config.stages import Stage
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``tools/test.py`` and ``pisr-test``."""
+    parser = common.recipe_parser('Test the trained stages of a recipe, or checkpoints given by name.')
+    parser.add_argument(
+        '--weights', nargs='+', default=[], metavar='[NAME=]FILE', help='checkpoints to test in place of the stages'
+    )
+    parser.add_argument(
+        '--sets',
+        nargs='+',
+        default=[],
+        metavar='NAME=FOLDER',
+        help="folders of HR images in place of the recipe's test sets; the protocol makes the LR images",
+    )
+    common.add_protocol_flag(parser)
+    parser.add_argument('--bicubic', action='store_true', help='measure bicubic interpolation alone')
+    parser.add_argument('--self_ensemble', action='store_true', help='average over the eight symmetries')
+    parser.add_argument('--save_img', action='store_true', help='save the reconstructions as RGB images')
+    parser.add_argument('--compile', action='store_true', help='use torch.compile: pays for large test sets')
+    parser.add_argument('--tf32', action='store_true', help='let GPUs compute in TF32: faster, less exact than fp32')
+    args = parser.parse_args(argv)
+    return common.run(lambda: test(args))
+
+
+def test(args: argparse.Namespace) -> int:
+    """Tests the stages that the flags ask for, prints a table and returns the exit code."""
+    from pisr_plugin.config.runtime import check_data, make_folder
+    from pisr_plugin.config.schema import check_options
+    from pisr_plugin.config.stages import select, unroll
+    from pisr_plugin.engine.test import (
+        bicubic,
+        check_test_sets,
+        describe,
+        evaluate,
+        save_ground_truth,
+        test_stage,
+        weights_of,
+    )
+    from pisr_plugin.evaluation.protocol import protocol_of
+    from pisr_plugin.evaluation.results import to_markdown, write_evaluation
+
+    stages = select(unroll(common.load_recipe(args)), args.stage)
+    named = common.named_options(args)
+    tests = []
+    for stage in stages:
+        check_options(stage.options, stage.option_path)
+        tests.append(test_stage(stage, named, args.save_img))
+    if args.weights:
+        tests = _named_checkpoints(tests, args.weights)
+    present = tests[-1:] if args.bicubic else [stage for stage in tests if weights_of(stage).is_file()]
+    if not present:
+        missing = '\n'.join(f'  {weights_of(stage)}' for stage in tests)
+        raise CheckpointError(
+            f'nothing to test; none of these exists:\n{missing}\nTrain first, or name a file: --weights FILE'
+        )
+    for stage in present:
+        if args.sets:
+            stage.options['datasets'] = _sets(args.sets, next(iter(stage.options['datasets'].values())))
+            check_test_sets(stage.options['datasets'])
+    if not args.sets:
+        check_data(present[0])
+
+    folder = present[0].folder.parent
+    protocol = protocol_of(present[0].options, args.protocol)
+    runs: list[tuple[Stage, Path | None]] = [(bicubic(present[0]), None)]
+    if not args.bicubic:
+        runs += [(stage, weights_of(stage)) for stage in present]
+    how = {'self_ensemble': args.self_ensemble, 'tf32': args.tf32}
+    make_folder(folder.parent)
+    archive = archive_name(folder)
+    with replacing_folder(folder, archive) as unfinished:
+        rows = [
+            evaluate(stage, weights, protocol, unfinished, save_img=args.save_img, compile=args.compile, **how)
+            for stage, weights in runs
+        ]
+        evaluation = describe(present[0], stages[0].recipe, protocol, rows, **how)
+        if args.save_img:
+            evaluation.ground_truth = save_ground_truth(present[0].options, unfinished / 'pictures' / 'gt')
+        write_evaluation(evaluation, unfinished)
+    print(to_markdown(evaluation))
+    if archive.exists():
+        print(f'The earlier results were moved to {archive}')
+    print(f'Saved in {folder}')
+    return 0
+
+
+def _named_checkpoints(stages: list[Stage], entries: list[str]) -> list[Stage]:
+    """Makes a test for each ``NAME=FILE``, of the last stage's network."""
+    from pisr_plugin.config.stages import Stage
+
+    tests: list[Stage] = []
+    for entry in entries:
+        name, equals, file = entry.partition('=')
+        name, file = (name, file) if equals else (Path(entry).stem, entry)
+        path = Path(file).expanduser().absolute()
+        if not path.is_file():
+            raise CheckpointError(f'--weights {entry}: {path} does not exist.')
+        name_as_folder(name, f'--weights {entry}')
+        if name in ('bicubic', *(stage.name for stage in tests)):
+            raise OptionsError(f'--weights {entry}: another row has this name (found {name!r}). Expected NAME=FILE.')
+        options = deepcopy(stages[-1].options)
+        options['path'][f'pretrain_{stages[-1].network}'] = str(path)
+        tests.append(Stage(name, options, stages[-1].folder.with_name(name)))
+    return tests
+
+
+def _sets(entries: list[str], like: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Makes the options of a test set for each ``NAME=FOLDER``, with the ``color`` of the one that it replaces."""
+    color = {'color': like['color']} if 'color' in like else {}
+    sets = {}
+    for number, entry in enumerate(entries):
+        name, equals, folder = entry.partition('=')
+        if not equals or not Path(folder).expanduser().is_dir():
+            raise OptionsError(
+                f'--sets {entry}: no folder of that name. Expected a name and a folder of HR images, such as '
+                'Set5=datasets/Set5/HR.'
+            )
+        sets[f'test_{number}'] = {'name': name, 'type': 'PairedImageDataset', 'dataroot_gt': folder, **color}
+    return sets

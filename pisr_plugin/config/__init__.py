@@ -1,0 +1,1 @@
+"""From a recipe file to the checked, resolved options of each stage."""

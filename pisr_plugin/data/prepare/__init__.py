@@ -1,0 +1,1 @@
+"""From folders of photos to data sets of HR and LR images."""

@@ -1,0 +1,1 @@
+"""Image files, LMDBs and decoded images in memory."""

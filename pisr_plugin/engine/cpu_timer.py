@@ -1,0 +1,28 @@
+"""CPU time of training alone, which other processes of the machine and validation do not count in."""
+
+from __future__ import annotations
+
+import time
+
+
+class CpuTimer:
+    """Sums up the CPU seconds of this process, its threads included, between :meth:`start` and :meth:`record`."""
+
+    def __init__(self) -> None:
+        self._seconds, self._count = 0.0, 0
+        self.start()
+
+    def start(self) -> None:
+        """Begins an iteration."""
+        self._started = time.process_time()
+
+    def record(self) -> None:
+        """Ends an iteration."""
+        self._seconds += time.process_time() - self._started
+        self._count += 1
+
+    def mean(self) -> float:
+        """Seconds per iteration since the last call."""
+        mean = self._seconds / max(self._count, 1)
+        self._seconds, self._count = 0.0, 0
+        return mean

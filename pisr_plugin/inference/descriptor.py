@@ -1,0 +1,128 @@
+"""From options and a checkpoint to a network that is ready to use: the one way that every command takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from torch import nn
+
+from pisr_plugin.archs.network_info import argument, input_channels, required_inputs, window_size
+from pisr_plugin.inference import checkpoint
+from pisr_plugin.utils.errors import OptionsError
+
+
+@dataclass
+class ModelDescriptor:
+    """A network, and what must be known to run it on images.
+
+    Attributes:
+        name: Name in tables.
+        net: The network in evaluation mode; None stands for bicubic interpolation.
+        channels: Channels of its input: 1 for luminance, 3 for RGB.
+        scale: Upscaling factor.
+        window: Side of its attention windows in pixels of the LR image, 1 without windows.
+        device: The device that it runs on.
+        inputs: What it sees of an image pair: ``lq``, ``gt`` or both.
+    """
+
+    name: str
+    net: nn.Module | None
+    channels: int
+    scale: int
+    window: int = 1
+    device: torch.device = torch.device('cpu')
+    inputs: tuple[str, ...] = ('lq',)
+
+    @classmethod
+    def of(
+        cls, name: str, net: nn.Module, options: Mapping[str, Any], scale: int, device: torch.device, channels: int = 3
+    ) -> ModelDescriptor:
+        """Describes a network that is already built.
+
+        Args:
+            name: Name in tables.
+            net: The network in evaluation mode on ``device``.
+            options: Its options, with ``type``.
+            scale: Upscaling factor.
+            device: The device that it runs on.
+            channels: Channels of its input where neither options nor network name them.
+        """
+        channels = input_channels(options, channels)
+        return cls(name, net, channels, scale, window_size(options), device, required_inputs(net))
+
+    @property
+    def sees_gt(self) -> bool:
+        """Whether the network is a teacher that sees the HR image."""
+        return 'gt' in self.inputs
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.net.parameters()) if self.net is not None else 0
+
+
+def build(options: Mapping[str, Any], option_path: str = '', builder: Callable = build_network) -> nn.Module:
+    """Builds a registered network, or what another builder of BasicSR builds.
+
+    Args:
+        options: Its options, with ``type``.
+        option_path: Option path of ``options``, for messages.
+        builder: ``build_network`` or ``build_loss`` of BasicSR.
+
+    Raises:
+        OptionsError: the constructor refuses an argument.
+    """
+    try:
+        return builder(dict(options))
+    except (TypeError, ValueError, AssertionError, NotImplementedError, KeyError, AttributeError) as error:
+        place = f'{option_path}: ' if option_path else ''
+        raise OptionsError(f'{place}{options.get("type")} cannot be built: {error}') from None
+
+
+def load_model(
+    options: Mapping[str, Any],
+    weights: str | os.PathLike,
+    param_key: str | None = 'params',
+    *,
+    name: str = '',
+    scale: int | None = None,
+    channels: int = 3,
+    device: str | torch.device = 'cpu',
+    allow_gt: bool = False,
+) -> ModelDescriptor:
+    """Builds a registered network and loads its weights.
+
+    Example::
+
+        model = load_model({'type': 'FSRCNN', 'upscale': 2}, 'net_g_latest.pth')
+        sr = upscale(model.net, lq, window=model.window)
+
+    Args:
+        options: Options of the network, with ``type``.
+        weights: Checkpoint file, see :func:`pisr_plugin.inference.checkpoint.load_weights`.
+        param_key: State dict in the file to load: ``params`` or ``params_ema``.
+        name: Name in tables; by default the network's type.
+        scale: Upscaling factor; by default what the options say.
+        channels: Channels of the input where neither options nor network name them.
+        device: The device to load the network onto.
+        allow_gt: Whether to accept a teacher, which sees the HR image.
+
+    Returns:
+        The network in evaluation mode, described.
+
+    Raises:
+        OptionsError: the network cannot be built, or is a teacher and ``allow_gt`` is False.
+        CheckpointError: the file is missing, damaged or belongs to another network.
+    """
+    net = build(options).eval()
+    if not allow_gt and 'gt' in required_inputs(net):
+        raise OptionsError(f'{options["type"]} sees the HR image, so it cannot upscale one. Name a student.')
+    checkpoint.load_network(net, weights, param_key)
+    device = torch.device(device)
+    scale = scale or argument(options, 'upscale', 'scale', default=1)
+    return ModelDescriptor.of(name or options['type'], net.to(device), options, scale, device, channels)

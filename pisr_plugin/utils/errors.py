@@ -1,0 +1,57 @@
+"""Mistakes of a user, each reported in one message.
+
+Every command catches :class:`PISRError`, prints its text without a traceback and exits with code 2. A message names the
+option or file, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PISRError(Exception):
+    """Base of all mistakes that a user can correct."""
+
+
+class OptionsError(PISRError):
+    """A recipe, an override or a resolved options file is wrong."""
+
+
+class TapError(PISRError):
+    """A tap does not exist, is ambiguous, or returns what a link cannot use."""
+
+
+class CheckpointError(PISRError):
+    """A checkpoint is missing, damaged, unsafe or belongs to another network."""
+
+
+class DataError(PISRError):
+    """Images or LMDBs are missing, damaged, or do not fit together."""
+
+
+class InstallError(PISRError, ImportError):
+    """A package that the plugin needs is missing, or does not fit another one."""
+
+
+def did_you_mean(found: object, possible: Iterable[str]) -> str:
+    """Suggests what a wrong name was meant to be.
+
+    Args:
+        found: The name that matched nothing.
+        possible: All names that would have matched.
+
+    Returns:
+        ``"Did you mean 'x'? Possible: x, y, z"``, without the question when nothing is near.
+    """
+    names = sorted(set(map(str, possible)))
+    by_lower_case = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(found).lower(), by_lower_case, n=1)
+    question = f'Did you mean {by_lower_case[near[0]]!r}? ' if near else ''
+    return f'{question}Possible: {", ".join(names) or "nothing"}'
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it, at most 80 characters long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'
