@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from pisr_plugin.resize import imresize_uint8
+from pisr_plugin.utils.resize import imresize_uint8
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pisr_plugin.resize import imresize
+from pisr_plugin.utils.resize import imresize
 
 
 class Weights:

@@ -12,7 +12,7 @@ import yaml
 from basicsr.archs import build_network
 
 from pisr_plugin.distill.estimators import LocationScale
-from pisr_plugin.resize import imresize_uint8
+from pisr_plugin.utils.resize import imresize_uint8
 
 STUDENT = {'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'num_in_ch': 1, 'num_out_ch': 1, 'upscale': 2}
 TEACHER = {'type': 'PITeacher', 'upscale': 2, 'decoder': STUDENT}

@@ -1,32 +1,37 @@
 """A grid trains each different stage once, goes on after a kill, and compares its rows."""
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
-from pisr_plugin.ablation.ablate import main as ablate
+from pisr_plugin.ablation import estimate as estimates
+from pisr_plugin.ablation import jobs
 from pisr_plugin.ablation.grid import read_grid
 from pisr_plugin.ablation.plan import make_plan
-from pisr_plugin.engine.train import main as train
+from pisr_plugin.cli.ablate import main as ablate
+from pisr_plugin.cli.train import main as train
+from pisr_plugin.config.compose import compose
+from pisr_plugin.config.stages import unroll
+from tests.conftest import ROOT
+from tests.processes import WarmProcess, start, wait_for_progress
+from tests.runs import ENDS
 
 MAE = {'train': {'distill_opt': {'body': {'estimator': None, 'loss': {'_delete_': True, 'type': 'FeatureMAELoss'}}}}}
 ROWS = {'plain': {'recipe': 'plain.yml'}, 'laplace': {}, 'mae': {'changes': MAE, 'title': 'mean absolute error'}}
 
-# 130 once it takes signals itself; before that it has nothing to save
-ENDS = (130, 0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
-
 
 @pytest.fixture
-def grid(workspace):
-    """Writes a grid over two recipes; returns a function of what to change in it."""
+def grid(workspace, monkeypatch):
+    """Writes a grid over two recipes; returns a function of what to change in it. Stages start warm."""
+    monkeypatch.setattr(jobs, 'subprocess', SimpleNamespace(Popen=WarmProcess, DEVNULL=None, STDOUT=None))
     workspace.recipe()
     workspace.recipe('baseline', 'plain')
 
@@ -102,23 +107,42 @@ def test_dry_run_trains_nothing(grid, capsys):
     assert not Path('experiments').exists() and not Path('results').exists()
 
 
-def start(file: str) -> subprocess.Popen:
-    code = 'from pisr_plugin.ablation.ablate import main; raise SystemExit(main())'
-    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1]), 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen(
-        [sys.executable, '-c', code, '-opt', file, '--jobs', '2'],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+WARM_STAGES = """
+from types import SimpleNamespace
+from pisr_plugin.ablation import jobs
+from pisr_plugin.cli.ablate import main
+from tests.runs import ENDS
+from tests.processes import WarmProcess
+jobs.subprocess = SimpleNamespace(Popen=WarmProcess, DEVNULL=None, STDOUT=None)
+raise SystemExit(main())
+"""
+PARENT = """
+import time
+from pathlib import Path
+from pisr_plugin.ablation.jobs import LocalJobs
+print(LocalJobs(1, Path('logs')).start('stage', ['sleep', '100']).process.pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='elsewhere stages outlive a killed parent')
+def test_a_stage_ends_with_a_killed_parent(tmp_path):
+    parent = start('-c', PARENT, cwd=tmp_path)
+    stage = Path('/proc', parent.stdout.readline().strip())
+    assert stage.exists()
+    parent.kill()
+    deadline = time.monotonic() + 60
+    while stage.exists() and '\nState:\tZ' not in (stage / 'status').read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='elsewhere stages outlive a killed parent')
 def test_a_killed_grid_ends_as_an_unbroken_one(grid):
     more = {'total_iter': 30, 'scheduler': {'periods': [30]}}
     file = grid(common={'train': more, 'logger': {'save_checkpoint_freq': 5}})
-    unbroken = start(file)
+    command = ('-c', WARM_STAGES, '-opt', file, '--jobs', '2')
+    unbroken = start(*command, cwd=Path.cwd())
     output, _ = unbroken.communicate(timeout=300)
     assert unbroken.returncode == 0, output
     expected = Path('results/grid/evaluation.csv').read_text()
@@ -126,12 +150,12 @@ def test_a_killed_grid_ends_as_an_unbroken_one(grid):
 
     moments = random.Random(0)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
-        process = start(file)
-        time.sleep(moments.uniform(4, 9))
+        process = start(*command, cwd=Path.cwd())
+        wait_for_progress([process], Path('experiments'), moments.uniform(0, 1))
         process.send_signal(number)
         process.communicate(timeout=120)
         assert process.returncode in ENDS
-    last = start(file)
+    last = start(*command, cwd=Path.cwd())
     output, _ = last.communicate(timeout=300)
     assert last.returncode == 0, output
     assert Path('results/grid/evaluation.csv').read_text() == expected
@@ -144,7 +168,8 @@ def test_a_stage_that_fails_takes_only_its_dependants_with_it(grid, capsys):
     rows = {'plain': {'recipe': 'plain.yml'}, 'bad': {'changes': bad}}
     assert ablate(['-opt', grid(rows=rows, common={'train': {'total_iter': 40, 'scheduler': {'periods': [40]}}})]) == 2
     error = capsys.readouterr().err
-    assert '1 stages failed' in error and 'not finite' in error and 'Not trained for want of these: student_' in error
+    assert '1 stages failed' in error and 'not finite' in error
+    assert 'Not trained, because they need those: student_' in error
     assert len(stages_of()) == 1
 
 
@@ -158,8 +183,8 @@ def test_a_stage_that_fails_takes_only_its_dependants_with_it(grid, capsys):
         ({'rows': {'a': {'chnges': {}}}}, ["rows.a: unknown key 'chnges'. Did you mean 'changes'"]),
         ({'rows': {'a': {'recipe': 'nowhere.yml'}}}, ['nowhere.yml', 'does not exist']),
         ({'rows': {'a': {'changes': {'train': {'totl_iter': 3}}}}}, ['rows.a', 'train.totl_iter', "'total_iter'"]),
-        ({'seeds': [1, 1]}, ['seeds: [1, 1]']),
-        ({'name': 'a/b'}, ["name: 'a/b'"]),
+        ({'seeds': [1, 1]}, ['seeds: wrong value (found [1, 1])']),
+        ({'name': 'a/b'}, ["name: not a name for a folder (found 'a/b')"]),
         ({'recipe': None, 'rows': {'a': {}}}, ['recipe: missing']),
     ],
     ids=str,
@@ -172,7 +197,7 @@ def test_mistakes_in_a_grid(grid, capsys, changes, fragments):
 
 
 def test_every_grid_of_ours_has_a_plan():
-    for path in sorted((Path(__file__).parents[1] / 'options/ablation').glob('*.yml')):
+    for path in sorted((ROOT / 'options/ablation').glob('*.yml')):
         plan = make_plan(read_grid(path))
         assert len(plan.stages) <= plan.asked
 
@@ -185,7 +210,7 @@ def test_a_cluster_needs_its_package(grid, monkeypatch, capsys):
 
 def test_stages_run_through_submitit(grid):
     pytest.importorskip('submitit')
-    file = grid()
+    file = grid(rows={'laplace': {}})  # two stages, the second needs the first
     assert ablate(['-opt', file, '--cluster', 'local', '--jobs', '2', '--cluster_args', 'timeout_min=10']) == 0
     assert stages_of() == sorted(make_plan(read_grid(file)).stages)
     assert list(Path('experiments/grid/logs').glob('*_log.out'))
@@ -202,3 +227,59 @@ def test_a_stage_that_fails_on_a_cluster_is_named(grid, capsys):
     }
     assert ablate(['-opt', grid(rows={'plain': {'recipe': 'plain.yml', **broken}}), '--cluster', 'local']) == 2
     assert 'student' in capsys.readouterr().err
+
+
+class Sleeping:
+    """A process that runs until it is told to end."""
+
+    code = None
+
+    def poll(self):
+        return self.code
+
+    def terminate(self):
+        self.code = 0
+
+
+def test_a_job_gets_the_gpu_that_is_free(tmp_path, monkeypatch):
+    started = []
+
+    def popen(command, env, **_):
+        started.append((env['CUDA_VISIBLE_DEVICES'], Sleeping()))
+        return started[-1][1]
+
+    monkeypatch.setattr(jobs.torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(jobs.subprocess, 'Popen', popen)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    runner = jobs.LocalJobs(2, tmp_path)
+    runner.start('a', [])
+    runner.start('b', [])
+    started[1][1].terminate()
+    runner.start('c', [])
+    assert [gpu for gpu, _ in started] == ['0', '1', '1']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5, 7')
+    runner = jobs.LocalJobs(2, tmp_path)
+    runner.start('d', [])
+    runner.start('e', [])
+    assert [gpu for gpu, _ in started[3:]] == ['5', '7']
+
+
+@pytest.mark.parametrize('gpus', [0, 2])
+def test_steps_are_timed_on_the_device_that_trains(workspace, monkeypatch, gpus):
+    built = []
+
+    class Model:
+        device = torch.device('cuda' if gpus else 'cpu')
+
+        def feed_data(self, batch):
+            pass
+
+        def optimize_parameters(self, current_iter):
+            pass
+
+    monkeypatch.setattr(estimates, 'build_trial', lambda opt, to_come, num_gpu: built.append(num_gpu) or Model())
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: built.append('synchronized'))
+    [stage] = unroll(compose(workspace.recipe('baseline', num_gpu='auto')))
+    assert stage.name in estimates.estimate([stage])
+    assert built == ([1] + ['synchronized'] * 21 if gpus else [0])

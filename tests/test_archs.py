@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-import reference_forward
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from reference_forward import Weights
 from torch import nn
 
 from pisr_plugin.archs.blocks import CCA
 from pisr_plugin.archs.erfdn_arch import ESA
 from pisr_plugin.distill.links import default_teacher_tap
 from pisr_plugin.distill.taps import TapReader
-from pisr_plugin.resize import imresize
+from pisr_plugin.utils.resize import imresize
+from tests import reference_forward
+from tests.reference_forward import Weights
 
 
 @dataclass(frozen=True)
@@ -634,36 +634,44 @@ def test_pi_teacher_refuses_images_that_do_not_divide():
 
 
 REFUSED = [
-    ('FSRCNN', {'upscale': 1}, 'upscale: found 1, possible: a whole number from 2 on'),
-    ('FSRCNN', {'upscale': 2.0}, 'upscale: found 2.0'),
-    ('FSRCNN', {'upscale': 2, 'num_in_ch': 0}, 'num_in_ch: found 0'),
-    ('FSRCNN', {'upscale': 2, 'd': '56'}, "d: found '56'"),
-    ('FSRCNN', {'upscale': 2, 'm': 0}, 'm: found 0'),
-    ('HRFSRCNN', {'upscale': True}, 'upscale: found True'),
-    ('RFDN', {'upscale': 4, 'num_feat': 3}, 'num_feat: found 3, possible: a whole number from 4 on'),
-    ('RFDN', {'upscale': 4, 'num_block': 0}, 'num_block: found 0'),
-    ('VDSR', {'upscale': 2, 'num_in_ch': 1, 'num_out_ch': 3}, 'num_out_ch: found 3, possible: 1'),
-    ('VDSR', {'upscale': 2, 'num_block': 0}, 'num_block: found 0'),
-    ('IDN', {'upscale': 2, 'num_in_ch': 3}, 'num_out_ch: found 1, possible: 3'),
-    ('IDN', {'upscale': 2, 'num_feat': 40}, 'num_feat: found 40, possible: multiples of 16'),
-    ('IDN', {'upscale': 2, 'upsampler': 'shuffle'}, "upsampler: found 'shuffle', possible: 'deconv', 'deconv_centred'"),
-    ('IDN', {'upscale': 10}, 'upscale: found 10, possible with upsampler deconv: 2 to 9'),
-    ('CARN', {'upscale': 5}, 'upscale: found 5, possible: 2, 3, 4'),
-    ('CARN', {'upscale': 2, 'num_in_ch': 4}, 'num_in_ch: found 4, possible: 3, 1'),
-    ('CARNM', {'upscale': 2, 'num_feat': 30}, r'num_feat: found 30, possible: multiples of groups \(4\)'),
-    ('IMDN', {'upscale': 2, 'num_feat': 15}, 'num_feat: found 15, possible: a whole number from 16 on'),
-    ('ERFDN', {'upscale': 4, 'num_feat': 2}, 'num_feat: found 2'),
-    ('KDSRStudent', {'upscale': 8}, 'upscale: found 8, possible: 2, 3, 4'),
-    ('KDSRStudent', {'upscale': 4, 'num_estimator_block': -1}, 'num_estimator_block: found -1'),
-    ('KDSRTeacher', {'upscale': 4, 'num_in_ch': 6}, 'num_in_ch: found 6, possible: 3, 1'),
-    ('PIEncoder', {'num_in_ch': 1, 'upscale': 0}, 'upscale: found 0'),
-    ('PITeacher', {'upscale': 2, 'decoder': {'upscale': 2}}, 'decoder: found .*with its type'),
-    ('PITeacher', {'upscale': 2, 'decoder': {'type': 'FSRCNN', 'upscale': 3}}, 'decoder.upscale: found 3, possible: 2'),
-    ('PITeacher', {'upscale': 2, 'decoder': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}}, 'found 4, possible: 2'),
+    ('FSRCNN', {'upscale': 1}, 'upscale: .*found 1.*Expected a whole number from 2 on'),
+    ('FSRCNN', {'upscale': 2.0}, 'upscale: .*found 2.0'),
+    ('FSRCNN', {'upscale': 2, 'num_in_ch': 0}, 'num_in_ch: .*found 0'),
+    ('FSRCNN', {'upscale': 2, 'd': '56'}, "d: .*found '56'"),
+    ('FSRCNN', {'upscale': 2, 'm': 0}, 'm: .*found 0'),
+    ('HRFSRCNN', {'upscale': True}, 'upscale: .*found True'),
+    ('RFDN', {'upscale': 4, 'num_feat': 3}, 'num_feat: .*found 3.*Expected a whole number from 4 on'),
+    ('RFDN', {'upscale': 4, 'num_block': 0}, 'num_block: .*found 0'),
+    ('VDSR', {'upscale': 2, 'num_in_ch': 1, 'num_out_ch': 3}, 'num_out_ch: .*found 3.*Expected one of 1'),
+    ('VDSR', {'upscale': 2, 'num_block': 0}, 'num_block: .*found 0'),
+    ('IDN', {'upscale': 2, 'num_in_ch': 3}, 'num_out_ch: .*found 1.*Expected one of 3'),
+    ('IDN', {'upscale': 2, 'num_feat': 40}, 'num_feat: .*found 40.*Expected a multiple of 16'),
+    (
+        'IDN',
+        {'upscale': 2, 'upsampler': 'shuffle'},
+        "upsampler: .*found 'shuffle'.*one of 'deconv', 'deconv_centred'",
+    ),
+    ('IDN', {'upscale': 10}, 'upscale: .*found 10.*Expected 2 to 9'),
+    ('CARN', {'upscale': 5}, 'upscale: .*found 5.*Expected one of 2, 3, 4'),
+    ('CARN', {'upscale': 2, 'num_in_ch': 4}, 'num_in_ch: .*found 4.*Expected one of 3, 1'),
+    ('CARNM', {'upscale': 2, 'num_feat': 30}, r'num_feat: .*found 30.*Expected a multiple of groups, 4'),
+    ('IMDN', {'upscale': 2, 'num_feat': 15}, 'num_feat: .*found 15.*Expected a whole number from 16 on'),
+    ('ERFDN', {'upscale': 4, 'num_feat': 2}, 'num_feat: .*found 2'),
+    ('KDSRStudent', {'upscale': 8}, 'upscale: .*found 8.*Expected one of 2, 3, 4'),
+    ('KDSRStudent', {'upscale': 4, 'num_estimator_block': -1}, 'num_estimator_block: .*found -1'),
+    ('KDSRTeacher', {'upscale': 4, 'num_in_ch': 6}, 'num_in_ch: .*found 6.*Expected one of 3, 1'),
+    ('PIEncoder', {'num_in_ch': 1, 'upscale': 0}, 'upscale: .*found 0'),
+    ('PITeacher', {'upscale': 2, 'decoder': {'upscale': 2}}, 'decoder: .*found .*with its type'),
+    (
+        'PITeacher',
+        {'upscale': 2, 'decoder': {'type': 'FSRCNN', 'upscale': 3}},
+        'decoder.upscale: .*found 3.*Expected 2',
+    ),
+    ('PITeacher', {'upscale': 2, 'decoder': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}}, 'found 4.*Expected 2'),
     (
         'PITeacher',
         {'upscale': 2, 'decoder': {'type': 'FSRCNN', 'upscale': 2}, 'encoder': 'PIEncoder'},
-        'encoder: found',
+        'encoder: .*found',
     ),
 ]
 

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 
+from benchmarks import quality
 from benchmarks.harness import Settings, Timings, measure
 from benchmarks.peer import PeerStudentStage
 from benchmarks.render import render
 from benchmarks.report import Table, json_line, markdown, text
-from pisr_plugin.errors import PISRError
+from pisr_plugin.utils.errors import PISRError
 from tests.conftest import ROOT
+from tests.processes import outputs, start
 
 # the columns of each benchmark's first table, which scripts read
 COLUMNS = {
@@ -24,6 +26,7 @@ COLUMNS = {
     'allocator': {'freed_memory', 'ms', 'speedup', 'page_faults'},
     'inference': {'variant', 'ms', 'speedup', 'percent_of_peak', 'max_error'},
     'scaling': {'ranks', 'iterations_per_s', 'samples_per_s_times_one_rank', 'efficiency'},
+    'quality': {'run', 'iterations', 'Set5_dB', 'CPU_s', 's_to_36.8'},
 }
 
 
@@ -56,10 +59,9 @@ def test_the_plain_loop_is_the_same_mathematics(quick_run):
 
 
 def test_an_unknown_benchmark_is_refused():
-    done = subprocess.run(
-        [sys.executable, '-m', 'benchmarks', 'steps'], capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
-    assert done.returncode == 2 and "'steps'" in done.stderr and 'scaling' in done.stderr
+    process = start('-m', 'benchmarks', 'steps', cwd=ROOT)
+    [told] = outputs([process])
+    assert process.returncode == 2 and "'steps'" in told and 'scaling' in told
 
 
 def test_ratios_are_paired_within_rounds():
@@ -117,7 +119,8 @@ class EasyDict(dict):
 from collections import OrderedDict
 import easydict
 from torch import nn, optim
-from pisr_plugin.archs import FSRCNN, PIEncoder
+from pisr_plugin.archs.fsrcnn_arch import FSRCNN
+from pisr_plugin.archs.pi_teacher_arch import PIEncoder
 from pisr_plugin.distill.estimators import LocationScale
 
 device = None
@@ -167,8 +170,9 @@ def test_a_checkout_of_the_original_is_driven_from_our_weights(tmp_path):
         'assert all((ours[key] == theirs[key]).all() for key in ours); peer.step();'
         'assert any((ours[key] != theirs[key]).any() for key in ours)'
     )
-    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = start('-c', program, cwd=ROOT)
+    [told] = outputs([process])
+    assert process.returncode == 0, told[-3000:]
 
 
 @pytest.mark.parametrize('content, message', [(None, 'no checkout'), ('import no_such_package', 'no_such_package')])
@@ -177,3 +181,29 @@ def test_what_is_no_checkout_is_said_so(tmp_path, content, message):
         (tmp_path / 'step2_train_student.py').write_text(content)
     with pytest.raises(PISRError, match=message):
         PeerStudentStage(Settings(quick=True, peer=tmp_path), 'pisr_fsrcnn_x2')
+
+
+METRICS = [
+    {'iter': 10, 'cpu_time': 0.5, 'l_pix': 1.0},
+    {'iter': 20, 'cpu_time': 1.0, 'l_pix': 0.5},
+    {'iter': 20, 'dataset': 'Set5', 'psnr': 30.0},
+    {'iter': 40, 'cpu_time': 0.25, 'l_pix': 0.5},
+    {'iter': 40, 'dataset': 'Set5', 'psnr': 31.0},
+]
+
+
+def test_time_to_quality_is_read_from_a_runs_metrics(tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in METRICS))
+    curve = quality.points(tmp_path / 'metrics.jsonl')
+    assert curve == [quality.Point(20, 15.0, 30.0), quality.Point(40, 20.0, 31.0)]
+    assert quality.seconds_to(curve, 30.5) == 20.0 and quality.seconds_to(curve, 31.5) is None
+    slow = [quality.Point(1000, 150.0, 30.0)]
+    adam, soap = quality.Run('Adam', 'r', 1000, quality.ADAM), quality.Run('SOAP', 'r', 40)
+    table = quality.table(quality.Subject('S', (30.5,), [adam, soap]), {adam: slow, soap: curve})
+    assert [row['s_to_30.5'] for row in table.rows] == [None, 20.0]
+    assert table.notes == ['Adam ends at 30.00 dB; SOAP is there 10 times as soon.']
+
+
+def test_quality_without_photos_is_one_message():
+    with pytest.raises(PISRError, match='--photos and --test'):
+        quality.run(Settings())

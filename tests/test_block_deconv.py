@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pisr_plugin.archs.block_deconv import BlockConvTranspose2d, block_conv_transpose2d
+from pisr_plugin.archs.fast_deconv import BlockConvTranspose2d, block_conv_transpose2d
 
 GEOMETRIES = {  # kernel, padding, output padding by stride
     'FSRCNN': lambda s: (9, 4, s - 1),

@@ -10,10 +10,10 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils import bgr2ycbcr
 from scipy.ndimage import correlate
 
-from pisr_plugin.data.blurred_dataset import ANISOTROPIC9
-from pisr_plugin.data.image_lmdb import write_lmdb
-from pisr_plugin.errors import DataError, OptionsError
-from pisr_plugin.resize import imresize
+from pisr_plugin.data.datasets.blurred_image_dataset import ANISOTROPIC9
+from pisr_plugin.data.storage.png_lmdb import write_lmdb
+from pisr_plugin.utils.errors import DataError, OptionsError
+from pisr_plugin.utils.resize import imresize
 from tests.conftest import make_images
 
 
@@ -107,14 +107,17 @@ def test_published_sets_are_there(folder):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'kernels': 'gaussian9'}, "kernels: 'gaussian9' is unknown. Did you mean 'gaussian8'?"),
-        ({'scale': 3}, 'gaussian8 is known for x2 and x4 only, not for x3'),
-        ({'kernels': [[1, 2]]}, r'kernels: found \[1, 2\], possible: sigma, or'),
-        ({'kernels': [0]}, 'standard deviations must be more than 0'),
-        ({'kernels': []}, 'none named'),
-        ({'noise': -1}, 'noise: found -1'),
-        ({'kernel_size': 4}, 'kernel_size: found 4'),
-        ({'downsample': 'area'}, "downsample: found 'area'"),
+        ({'kernels': 'gaussian9'}, r"kernels: unknown \(found 'gaussian9'\). Did you mean 'gaussian8'"),
+        ({'scale': 3}, r'gaussian8 exists for x2 and x4 only \(found x3\)'),
+        ({'kernels': [[1, 2]]}, r'kernels: impossible kernel \(found \[1, 2\]\). Expected sigma, or'),
+        ({'kernels': [0]}, 'Expected standard deviations above 0'),
+        ({'kernels': []}, 'kernels: empty'),
+        ({'noise': -1}, r'noise: impossible value \(found -1\)'),
+        ({'noise': [float('inf')]}, r'noise: impossible value \(found \[inf\]\)'),
+        ({'kernels': [float('nan')]}, r'impossible kernel \(found nan\)'),
+        ({'kernel_size': 4}, r'kernel_size: impossible value \(found 4\)'),
+        ({'kernel_size': 10**9 + 1}, 'an odd number from 1 to 255'),
+        ({'downsample': 'area'}, r"downsample: unknown value \(found 'area'\)"),
         ({'io_backend': {'type': 'disc'}}, "Did you mean 'disk'"),
     ],
 )

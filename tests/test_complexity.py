@@ -8,7 +8,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from pisr_plugin.analysis.complexity import count, main
+from pisr_plugin.cli.complexity import main
+from pisr_plugin.evaluation.complexity import count
 from tests.conftest import ROOT
 
 ROWS = [

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisr_plugin.data.build import PairOptions, build
-from pisr_plugin.data.check import check_dataset
-from pisr_plugin.errors import DataError, OptionsError
+from pisr_plugin.data.datasets.check import check_dataset
+from pisr_plugin.data.prepare.build import PairOptions, build
+from pisr_plugin.utils.errors import DataError, OptionsError
 
 BACKENDS = {'disk': ('HR', 'LR_bicubic/X{}'), 'lmdb': ('HR.lmdb', 'LR_bicubic_X{}.lmdb')}
 
@@ -48,11 +48,11 @@ def block(root, backend, scale, **changes):
     }
 
 
-def told(opt, place='datasets.train', scale=2, error=DataError):
+def told(opt, option_path='datasets.train', scale=2, error=DataError):
     """The message about a block, which starts with its place."""
     with pytest.raises(error) as raised:
-        check_dataset(opt, place, scale)
-    assert str(raised.value).startswith(place)
+        check_dataset(opt, option_path, scale)
+    assert str(raised.value).startswith(option_path)
     return str(raised.value)
 
 
@@ -77,7 +77,7 @@ def test_wrong_scale(made, backend):
     assert '3 of 3 pairs do not fit scale 2' in message
     assert '000' in message and 'HR 48 x 60 (height x width), LR 12 x 15' in message
     assert 'The pair looks like scale 4.' in message
-    assert 'looks like scale 4' in told(block(made / 'val', backend, 4), place='datasets.val')
+    assert 'looks like scale 4' in told(block(made / 'val', backend, 4), option_path='datasets.val')
 
 
 def test_phase_decides_whether_hr_may_be_larger(made):
@@ -121,7 +121,7 @@ def test_block_without_roots_or_backend(made):
     del opt['dataroot_lq']
     assert 'datasets.train.dataroot_lq: missing' in told(opt, error=OptionsError)
     message = told(block(made / 'train', 'disk', 2, io_backend={'type': 'lmbd'}), error=OptionsError)
-    assert "datasets.train.io_backend.type: lmbd found. Did you mean 'lmdb'?" in message
+    assert "datasets.train.io_backend.type: unknown (found 'lmbd'). Did you mean 'lmdb'?" in message
 
 
 def test_backend_of_the_other_kind(made):
@@ -166,7 +166,7 @@ def test_file_without_partner(data):
     opt = block(data / 'train', 'disk', 4, filename_tmpl='{}x4')
     assert 'has no 000x4.png' in told(opt, scale=4)
     assert "filename_tmpl is '{}x4'). Did you mean '000.png'" in told(opt, scale=4)
-    assert 'needs {}' in told({**opt, 'filename_tmpl': 'x4'}, scale=4, error=OptionsError)
+    assert "filename_tmpl: no {} (found 'x4')" in told({**opt, 'filename_tmpl': 'x4'}, scale=4, error=OptionsError)
 
 
 def test_file_names_with_a_suffix(data):
@@ -177,7 +177,7 @@ def test_file_names_with_a_suffix(data):
 
 def test_files_that_should_not_be_there(data):
     Image.new('RGB', (24, 24)).save(data / 'train/LR_bicubic/X2/other.png')
-    assert 'HR holds 3 files' in told(block(data / 'train', 'disk', 2))
+    assert 'differ in their numbers of files (found 3 in' in told(block(data / 'train', 'disk', 2))
     (data / 'train/HR/Thumbs.db').write_text('no image')
     (data / 'train/LR_bicubic/X2/Thumbs.db').write_text('no image')
     assert 'Thumbs.db: not an image' in told(block(data / 'train', 'disk', 2))
@@ -198,18 +198,18 @@ def test_list_of_files(data, tmp_path):
     (data / 'train/HR/001.png').unlink()
     check_dataset(opt, 'datasets.train', 2)
     names.write_text('001.png (60,48,3)\n')
-    assert 'it lists 001.png, which is not in' in told(opt)
+    assert 'it lists an image that is not in' in told(opt) and '(found 001.png)' in told(opt)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_patches_must_fit_into_every_image(made, backend):
     message = told(block(made / 'train', backend, 2, gt_size=40))
-    assert 'gt_size: 40 is more than 1 of the 3 HR images measure: 002' in message
-    assert 'lower gt_size to 36' in message
+    assert 'gt_size: larger than 1 of the 3 HR images, 002' in message
+    assert '(found 40; ' in message and 'Expected at most 36' in message
     assert message == told(block(made / 'train', backend, 2, gt_size=40, skip_small=True)), 'only a patch store skips'
     check_dataset(block(made / 'train', backend, 2, gt_size=36), 'datasets.train', 2)
     check_dataset(block(made / 'train', backend, 2, gt_size=None, phase='val'), 'datasets.val', 2)
-    assert '25 is not a multiple of the scale, 2. Possible: 24, 26' in told(
+    assert 'not a multiple of the scale, 2 (found 25). Expected 24 or 26.' in told(
         block(made / 'train', backend, 2, gt_size=25), error=OptionsError
     )
     assert 'gt_size: missing' in told(block(made / 'train', backend, 2, gt_size=None), error=OptionsError)
@@ -234,15 +234,15 @@ def test_patch_store_that_does_not_fit(made):
     message = told(raw_block(made / 'train', 4))
     assert '3 of 3 pairs do not fit scale 2' in message and 'looks like scale 4' in message
     message = told(raw_block(made / 'train', 2, gt_size=40))
-    assert 'gt_size: 40 is more than 1 of the 3 HR images measure: 002' in message and 'lower gt_size to 36' in message
-    assert message.endswith('or leave those images out (skip_small: true).')
+    assert 'gt_size: larger than 1 of the 3 HR images, 002' in message and 'Expected at most 36' in message
+    assert message.endswith('or to leave those images out (skip_small: true).')
     check_dataset(raw_block(made / 'train', 2, gt_size=40, skip_small=True), 'datasets.train', 2)
     message = told(raw_block(made / 'train', 2, gt_size=4000, skip_small=True))
-    assert 'gt_size: 4000 is more than 3 of the 3 HR images measure' in message and 'skip_small' not in message
-    assert 'gt_size: 40 is more than 1' in told(raw_block(made / 'train', 2, gt_size=40, dataroot_lq=None))
+    assert 'gt_size: larger than 3 of the 3 HR images' in message and 'skip_small' not in message
+    assert 'gt_size: larger than 1 of' in told(raw_block(made / 'train', 2, gt_size=40, dataroot_lq=None))
     assert 'not a multiple of the scale, 2' in told(raw_block(made / 'train', 2, gt_size=25), error=OptionsError)
     message = told(raw_block(made / 'train', 2, store='memroy'), error=OptionsError)
-    assert "datasets.train.store: memroy found. Did you mean 'memory'?" in message
+    assert "datasets.train.store: unknown (found 'memroy'). Did you mean 'memory'?" in message
     assert 'dataroot_gt: missing' in told(raw_block(made / 'train', 2, dataroot_gt=None), error=OptionsError)
 
 
@@ -250,7 +250,7 @@ def test_patch_store_that_is_damaged_or_of_the_other_kind(data):
     opt = raw_block(data / 'train', 2)
     assert 'It holds PNG files, for PairedImageDataset' in told({**opt, 'dataroot_gt': str(data / 'train/HR.lmdb')})
     other = block(data / 'train', 'lmdb', 2, dataroot_gt=opt['dataroot_gt'])
-    assert 'holds decoded images, for type: PatchStoreDataset' in told(other)
+    assert 'holds decoded images. Expected type: PatchStoreDataset' in told(other)
     message = told({**opt, 'dataroot_lq': str(data / 'train/X2_raw.lmdb')})
     assert message.startswith('datasets.train.dataroot_lq: ') and 'does not exist' in message
     path = data / 'train/LR_bicubic_X2_raw.lmdb/data.mdb'

@@ -1,7 +1,10 @@
 """Blur kernels, noise and downsampling against closed forms and BasicSR's makers; reproducibility."""
 
+import importlib
 import math
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,10 @@ from basicsr.data.degradations import bivariate_Gaussian
 from basicsr.utils.img_process_util import filter2D
 from torch.utils.data import DataLoader, Dataset
 
-from pisr_plugin.data.degradations import BlurNoiseDownsample, blur, build_degradation, degrade, gaussian_kernels
-from pisr_plugin.errors import OptionsError
-from pisr_plugin.resize import imresize
+from pisr_plugin.degradations.blur_noise import BlurNoiseDownsample, blur, degrade, gaussian_kernels
+from pisr_plugin.degradations.registry import DEGRADATION_REGISTRY, build_degradation
+from pisr_plugin.utils.errors import OptionsError
+from pisr_plugin.utils.resize import imresize
 
 SIGMA_1 = torch.tensor([0.2, 1.8, 4.0, 3.5, 2.0], dtype=torch.float64)
 SIGMA_2 = torch.tensor([0.2, 1.8, 1.5, 1.5, 0.2], dtype=torch.float64)
@@ -130,7 +134,7 @@ def test_parameters_are_drawn_from_the_published_ranges(monkeypatch):
         drawn.append(torch.stack(parameters))
         return gaussian_kernels(size, *parameters)
 
-    monkeypatch.setattr('pisr_plugin.data.degradations.gaussian_kernels', note)
+    monkeypatch.setattr('pisr_plugin.degradations.blur_noise.gaussian_kernels', note)
     gt = torch.rand(1, 3, 16, 16)
     for isotropic in (True, False):
         drawn.clear()
@@ -201,6 +205,27 @@ def test_half_precision_and_luminance_pass_through():
     assert BlurNoiseDownsample(scale=2)({'gt': torch.rand(1, 3, 32, 32).bfloat16()}, 0)['lq'].dtype == torch.bfloat16
 
 
+def split_over_ranks(make, batch, iteration, monkeypatch, world_size):
+    """What the ranks make of their parts of a batch, put together."""
+    parts = []
+    for rank in range(world_size):
+        for name in ('registry', 'blur_noise'):
+            monkeypatch.setattr(f'pisr_plugin.degradations.{name}.get_dist_info', lambda rank=rank: (rank, world_size))
+        share = {key: value.chunk(world_size)[rank] for key, value in batch.items()}
+        parts.append(make(share, iteration)['lq'])
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize('per_image', [True, False])
+@pytest.mark.parametrize('isotropic', [True, False])
+def test_ranks_together_make_the_batch_of_one_process(monkeypatch, per_image, isotropic):
+    make = BlurNoiseDownsample(scale=2, noise=[0, 25], per_image=per_image, isotropic=isotropic, seed=3)
+    batch = {'gt': torch.rand(6, 3, 32, 32)}
+    whole = make(batch, 5)['lq']
+    for world_size in (2, 3):
+        assert torch.equal(split_over_ranks(make, batch, 5, monkeypatch, world_size), whole)
+
+
 # -------------------------------------------------------------------------------------------------- options
 
 
@@ -216,11 +241,15 @@ def test_options_build_it():
     [
         ({'type': 'BlurNoise'}, "degradation.type: 'BlurNoise' is not registered. Did you mean 'BlurNoiseDownsample'?"),
         ({}, 'degradation.type: None is not registered'),
-        ({'kernel_size': 20}, 'kernel_size: found 20, possible: odd numbers'),
-        ({'sigma': [4, 0.2]}, r'sigma: found \[4, 0.2\]'),
-        ({'sigma': 0}, 'sigma: found 0, possible: more than 0'),
-        ({'noise': -1}, 'noise: found -1'),
-        ({'downsample': 'bilinear'}, "downsample: found 'bilinear', possible: 'bicubic', 'direct'"),
+        ({'kernel_size': 20}, r'kernel_size: impossible value \(found 20\). Expected an odd number'),
+        ({'sigma': [4, 0.2]}, r'sigma: impossible value \(found \[4, 0.2\]\)'),
+        ({'sigma': 0}, r'sigma: impossible value \(found 0\)'),
+        ({'noise': -1}, r'noise: impossible value \(found -1\)'),
+        ({'noise': float('nan')}, r'noise: impossible value \(found nan\)'),
+        ({'sigma': [1, float('inf')]}, r'sigma: impossible value \(found \[1, inf\]\)'),
+        ({'sigma': 'wide'}, r"sigma: impossible value \(found 'wide'\)"),
+        ({'sigma': True}, r'sigma: impossible value \(found True\)'),
+        ({'downsample': 'bilinear'}, r"downsample: unknown value \(found 'bilinear'\). Expected 'bicubic' or 'direct'"),
         ({'sigmas': 2}, "unexpected keyword argument 'sigmas'"),
     ],
 )
@@ -228,6 +257,37 @@ def test_impossible_options_are_refused_by_name(options, message):
     kind = {} if not options or 'type' in options else {'type': 'BlurNoiseDownsample'}
     with pytest.raises(OptionsError, match=message):
         build_degradation({**kind, **options}, scale=2)
+
+
+def test_one_new_file_adds_a_degradation(tmp_path, monkeypatch):
+    """The package only calls import_modules, as the packages of degradations and of datasets do."""
+    package = tmp_path / 'my_degradations'
+    package.mkdir()
+    package.joinpath('__init__.py').write_text(
+        'from pisr_plugin.utils.registration import import_modules\n\nimport_modules(__name__)\n'
+    )
+    package.joinpath('sharp.py').write_text(
+        'from pisr_plugin.degradations.registry import DEGRADATION_REGISTRY\n\n\n'
+        '@DEGRADATION_REGISTRY.register()\n'
+        'class Sharp:\n'
+        '    def __init__(self, *, scale, seed=0):\n'
+        '        self.scale = scale\n\n'
+        '    def __call__(self, batch, iteration):\n'
+        "        return {'lq': batch['gt'][..., :: self.scale, :: self.scale], 'gt': batch['gt']}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module('my_degradations')
+    try:
+        assert build_degradation({'type': 'Sharp'}, scale=2)({'gt': torch.ones(1, 3, 4, 4)}, 1)['lq'].shape[-1] == 2
+    finally:
+        DEGRADATION_REGISTRY._obj_map.pop('Sharp')
+
+
+@pytest.mark.parametrize('package', ['pisr_plugin.degradations', 'pisr_plugin.data.datasets'])
+def test_packages_import_all_their_modules(package):
+    folder = Path(importlib.import_module(package).__file__).parent
+    names = {path.stem for path in folder.glob('[!_]*.py')}
+    assert names and all(f'{package}.{name}' in sys.modules for name in names)
 
 
 def test_images_that_do_not_divide_are_refused():

@@ -3,19 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from pisr_plugin import checkpoint
+from pisr_plugin.cli.train import main as train
 from pisr_plugin.engine.distributed import process_group
-from pisr_plugin.engine.train import main as train
-from pisr_plugin.errors import OptionsError
-from tests.conftest import ROOT, make_images
-from tests.processes import ENVIRONMENT, TRAIN, free_port, outputs, start, start_ranks, wait_for_progress
+from pisr_plugin.inference import checkpoint
+from pisr_plugin.utils.errors import OptionsError
+from tests.conftest import make_images
+from tests.processes import TRAIN, free_port, outputs, start, start_ranks, wait_for_progress
 
 EXPERIMENTS = Path('experiments')
 
@@ -78,9 +76,9 @@ import pisr_plugin
 from basicsr.models import build_model
 from pisr_plugin.engine.distributed import process_group
 from pisr_plugin.engine.loop import _val_loaders
-from pisr_plugin.engine.runtime import runtime_options
-from pisr_plugin.engine.recipe import compose
-from pisr_plugin.engine.stages import unroll
+from pisr_plugin.config.runtime import runtime_options
+from pisr_plugin.config.compose import compose
+from pisr_plugin.config.stages import unroll
 
 with process_group(sys.argv[1]):
     stage = unroll(compose('run.yml'))[0]
@@ -106,7 +104,8 @@ def test_validation_over_ranks_gives_the_figures_of_one_process(workspace):
     assert two[0] == two[1] == pytest.approx(one, abs=1e-6) and len(one) == 2
 
 
-def test_ranks_hold_the_same_student_and_estimators(workspace):
+@pytest.mark.parametrize('optimizer', ['{type: Adam, lr: 1e-3}', '{type: SOAP, lr: 3e-3}'])
+def test_ranks_hold_the_same_student_and_estimators(workspace, optimizer):
     (workspace.path / 'spy.py').write_text(
         'import os, torch\n'
         'from pisr_plugin.models.pisr_model import PISRModel\n'
@@ -118,7 +117,8 @@ def test_ranks_hold_the_same_student_and_estimators(workspace):
         '        torch.save(content, f"spy_{os.environ[\'RANK\']}.pth")\n'
         'PISRModel.save = spied\n'
     )
-    processes = start_ranks(2, '-opt', workspace.recipe(), '--plugin', 'spy', cwd=workspace.path)
+    arguments = ('-opt', workspace.recipe(), '--plugin', 'spy', '--force_yml', f'train:optim_g={optimizer}')
+    processes = start_ranks(2, *arguments, cwd=workspace.path)
     told = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], told
     one, two = (torch.load(f'spy_{rank}.pth') for rank in range(2))
@@ -165,9 +165,10 @@ def test_when_a_rank_fails_the_others_refer_to_it(workspace):
     )
     processes = start_ranks(2, *endless(workspace), '--plugin', 'failing', cwd=workspace.path)
     told = outputs(processes)
-    assert processes[0].returncode == 2 and processes[1].returncode == 1
-    assert 'error: rank 1 has ended; see its message.' in told[0] and 'Traceback' not in told[0]
-    assert 'ZeroDivisionError: on purpose' in told[1]
+    assert processes[0].returncode == 2 and processes[1].returncode == 70
+    assert 'error: rank 1 has ended; see its message.' in told[0] and 'Traceback' not in ''.join(told)
+    assert 'error: unexpected ZeroDivisionError: on purpose' in told[1]
+    assert len(list(workspace.path.glob('pisr-error-*.log'))) == 1
 
 
 def test_a_mistake_is_told_once_and_ends_all_ranks(workspace):
@@ -225,6 +226,50 @@ def test_ranks_that_do_not_come_are_waited_for_no_longer_than_asked(workspace):
     assert 'Traceback' not in told
 
 
+LAUNCHED = {'RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_RANK': '0', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29500'}
+
+
+@pytest.mark.parametrize(
+    'name, value, told',
+    [
+        ('RANK', '1', 'Expected 0 to 0'),
+        ('RANK', '-1', 'Expected a whole number'),
+        ('RANK', 'first', "found 'first'"),
+        ('WORLD_SIZE', '0', 'Expected a whole number from 1'),
+        ('LOCAL_RANK', '', 'Expected a whole number'),
+        ('MASTER_PORT', '70000', 'from 1 to 65535'),
+        ('MASTER_ADDR', 'no such host', 'cannot be resolved'),
+    ],
+)
+def test_a_mistake_in_the_launchers_environment_is_one_message(workspace, capsys, monkeypatch, name, value, told):
+    for key, text in {**LAUNCHED, name: value}.items():
+        monkeypatch.setenv(key, text)
+    assert train(['-opt', str(workspace.recipe()), '--launcher', 'pytorch']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: --launcher pytorch: {name}') and told in error and error.count('\n') == 1
+    assert not EXPERIMENTS.exists()
+
+
+def test_nccl_without_a_gpu_becomes_gloo(monkeypatch, capsys):
+    for key, text in {**LAUNCHED, 'MASTER_PORT': str(free_port())}.items():
+        monkeypatch.setenv(key, text)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with process_group('pytorch', backend='nccl'):
+        assert torch.distributed.get_backend() == 'gloo'
+    assert capsys.readouterr().err.count('nccl needs a GPU') == 1
+
+
+def test_ranks_that_torchrun_starts_again_resume(workspace, monkeypatch, capfd):
+    recipe = ['-opt', str(workspace.recipe('baseline'))]
+    assert train(recipe) == 0
+    for file in ('result.json', 'training_states/4.state'):
+        (EXPERIMENTS / 'run/student' / file).unlink()
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert train(recipe) == 0
+    assert 'Resuming training from iter: 2.' in capfd.readouterr().err
+    assert not list(EXPERIMENTS.rglob('*archived*'))
+
+
 def test_a_launcher_without_its_processes_says_how_to_start(workspace, capsys, monkeypatch):
     for name in ('RANK', 'SLURM_PROCID'):
         monkeypatch.delenv(name, raising=False)
@@ -246,17 +291,11 @@ def test_slurm_variables_are_never_given_to_a_shell(tmp_path):
         'SLURM_NTASKS': '1',
         'SLURM_LOCALID': '0',
     }
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-c',
-            'from pisr_plugin.engine.distributed import process_group\n'
-            f'with process_group("slurm", port={free_port()}): pass',
-        ],
-        env={**os.environ, **ENVIRONMENT, **variables, 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    code = (
+        'from pisr_plugin.engine.distributed import process_group\n'
+        f'with process_group("slurm", port={free_port()}): pass'
     )
-    assert done.returncode == 0, done.stderr
+    process = start('-c', code, cwd=tmp_path, **variables)
+    told = outputs([process])
+    assert process.returncode == 0, told
     assert (tmp_path / 'seen').read_text() == hostile and not (tmp_path / 'made').exists()

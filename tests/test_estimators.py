@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import pisr_plugin.archs  # noqa: F401  (registers)
 from pisr_plugin.distill.estimators import Adapter, LocationFreeScale, LocationScale
-from pisr_plugin.losses import VIDGaussianLoss, VIDLaplaceLoss
+from pisr_plugin.losses.vid_loss import VIDGaussianLoss, VIDLaplaceLoss
 
 SCALE_SHAPES = {None: (2, 5, 6, 7), 'C': (2, 5, 1, 1), 'HW': (2, 1, 6, 7), 'CHW': (2, 1, 1, 1)}
 
@@ -58,7 +58,7 @@ def test_branches_are_two_convolutions_with_one_slope():
 
 
 def test_unknown_sharing_is_refused():
-    with pytest.raises(ValueError, match="homoscedastic: found 'WH', possible: None, 'C', 'HW', 'CHW'"):
+    with pytest.raises(ValueError, match="homoscedastic: .*found 'WH'.*Expected one of None, 'C', 'HW', 'CHW'"):
         LocationScale(in_ch=3, out_ch=3, homoscedastic='WH')
 
 
@@ -97,7 +97,7 @@ def test_the_best_free_scale_is_the_mean_residual(loss, power, homoscedastic, sh
 
 @pytest.mark.parametrize('options', [{'homoscedastic': 'HW'}, {'homoscedastic': None}, {'initial': 0.0}])
 def test_impossible_free_scales_are_refused(options):
-    with pytest.raises(ValueError, match=f'{next(iter(options))}: found'):
+    with pytest.raises(ValueError, match=f'{next(iter(options))}: .*found'):
         LocationFreeScale(in_ch=3, out_ch=3, **options)
 
 
@@ -115,11 +115,6 @@ def test_recipes_can_name_them():
     assert ARCH_REGISTRY.get('Adapter') is Adapter
 
 
-def test_their_file_needs_no_basicsr():
-    path = sys.modules[LocationScale.__module__].__file__
-    code = (
-        'import runpy, sys; '
-        f'runpy.run_path({path!r}, run_name="estimators"); '
-        'assert "torch" in sys.modules and "basicsr" not in sys.modules'
-    )
-    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+def test_taps_estimators_and_links_are_plain_torch():
+    files = sorted(Path(sys.modules[LocationScale.__module__].__file__).parent.glob('*.py'))
+    assert len(files) > 3 and not [file.name for file in files if '\nfrom basicsr' in file.read_text()]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
-from pisr_plugin.analysis.picture import largest_gain
-from pisr_plugin.analysis.picture import main as picture
-from pisr_plugin.engine.train import main as train
-from pisr_plugin.evaluation.test import main as run_test
-from pisr_plugin.resize import imresize
+from pisr_plugin.cli.picture import main as picture
+from pisr_plugin.cli.test import main as run_test
+from pisr_plugin.cli.train import main as train
+from pisr_plugin.evaluation.measure import measure
+from pisr_plugin.report.images import largest_gain
+from pisr_plugin.utils.resize import imresize
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_bicubic_alone_needs_hr_files_alone(workspace, capsys):
         rows[protocol] = record['rows'][0]['sets']['toy']['mean']['psnr']
     assert 0 < abs(rows['y_plane'] - rows['rgb8']) < 1
     assert run_test([*run[:3], '--sets', 'toy']) == 2
-    assert 'write a name and a folder' in capsys.readouterr().err
+    assert 'Expected a name and a folder of HR images' in capsys.readouterr().err
 
 
 def test_the_border_that_is_named_is_that_of_each_metric(workspace, capsys):
@@ -116,6 +117,80 @@ def test_saved_images_are_the_reconstructions(trained):
     assert np.array_equal(cv2.imread(str(Path('results/run') / gt['0'])), cv2.imread('datasets/test/HR/0.png'))
 
 
+def contents(folder) -> dict:
+    return {path: path.read_bytes() for path in Path(folder).rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    'arguments, fragments',
+    [
+        (['--sets', '{cwd}/datasets/test/HR={cwd}/datasets/test/HR'], ['datasets.test_0.name', 'not a name']),
+        (['--sets', '../up=datasets/test/HR'], ['datasets.test_0.name', "'../up'"]),
+        (['--force_yml', 'datasets:val:name=a/b'], ['datasets.val.name', "'a/b'"]),
+        (['--sets', 'a=datasets/test/HR', 'a=datasets/train/HR'], ['datasets.test_1.name', 'datasets.test_0']),
+        (['--weights', '../x={cwd}/some.pth'], ['--weights', "'../x'"]),
+        (['--weights', 'x={cwd}/some.pth', 'x={cwd}/some.pth'], ['--weights', 'another row']),
+    ],
+)
+def test_names_become_folders_only_when_checked(workspace, capsys, arguments, fragments):
+    """A set named by its own absolute path let --save_img write over its photos."""
+    Path('some.pth').touch()
+    before = contents('.')
+    arguments = [argument.format(cwd=workspace.path) for argument in arguments]
+    recipe = str(workspace.recipe('baseline'))
+    more = [] if '--weights' in arguments else ['--bicubic']
+    assert run_test(['-opt', recipe, *more, '--save_img', *arguments]) == 2
+    error = capsys.readouterr().err
+    assert all(fragment in error for fragment in fragments), error
+    assert contents('.') == {**before, Path('run.yml'): Path('run.yml').read_bytes()}
+
+
+def test_a_failed_test_leaves_earlier_results_and_a_good_one_archives_them(workspace, capsys):
+    recipe = str(workspace.recipe('baseline'))
+    run = ['-opt', recipe, '--bicubic', '--save_img']
+    assert run_test(run) == 0
+    before = contents('results')
+    capsys.readouterr()
+    Path('datasets/small').mkdir()
+    cv2.imwrite('datasets/small/0.png', np.zeros((14, 14, 3), np.uint8))
+    assert run_test([*run, '--sets', 'test=datasets/test/HR', 'small=datasets/small']) == 2
+    assert 'small/0: ssim cannot be computed' in capsys.readouterr().err
+    assert contents('results') == before
+    assert run_test([*run, '--protocol', 'rgb8']) == 0
+    (archived,) = Path('results').glob('run_archived_*')
+    assert f'moved to {archived.absolute()}' in capsys.readouterr().out
+    assert sorted(contents(archived).values()) == sorted(before.values())
+    assert read_evaluation()['protocol']['name'] == 'rgb8'
+    assert sorted(path.name for path in Path('results').iterdir()) == ['run', archived.name]
+
+
+def test_the_record_says_in_which_precision_it_was_measured(workspace, monkeypatch):
+    """PyTorch allows TF32 for convolutions by default; the test asks for fp32 unless told otherwise."""
+    seen = []
+    monkeypatch.setattr('pisr_plugin.engine.test.measure', lambda *a, **k: seen.append(allowed()) or measure(*a, **k))
+
+    def allowed():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = allowed()
+    run = ['-opt', str(workspace.recipe('baseline')), '--bicubic']
+    assert run_test(run) == 0 and run_test([*run, '--tf32']) == 0
+    assert seen == [(False, False), (True, True)] and allowed() == before
+    assert read_evaluation()['environment']['precision'] == 'fp32'  # on a CPU, whatever is allowed
+
+
+def test_an_rgb_network_is_labelled_by_what_is_done(workspace, capsys):
+    """Protocol basicsr rounds the luminance of luminance networks only."""
+    net = {'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2, 'num_in_ch': 3, 'num_out_ch': 3}
+    torch.save(build_network(net).state_dict(), 'rgb.pth')
+    recipe = str(workspace.recipe('baseline', network_g=net))
+    run = ['-opt', recipe, '--protocol', 'basicsr', '--weights', 'rgb.pth', '--force_yml']
+    assert run_test([*run, 'datasets:train:color=rgb', 'datasets:val:color=rgb']) == 0
+    printed = capsys.readouterr().out
+    assert 'both luminances rounded' not in printed and 'its luminance not' in printed
+    assert 'its luminance not' in read_evaluation()['protocol']['text']
+
+
 @pytest.mark.parametrize(
     'arguments, fragments',
     [
@@ -141,8 +216,15 @@ def test_mistakes_in_testing(workspace, capsys, arguments, fragments):
 def test_the_picture_is_drawn_or_says_why_not(trained, capsys):
     assert picture(['-opt', trained, '--crop', '4', '6', '20', '-o', 'out/a.png']) == 0
     assert cv2.imread('out/a.png').std() > 10
+    assert picture(['-opt', trained, '--image', '1', '-o', 'out/a.svg']) == 0
+    assert run_test(['-opt', trained]) == 0
+    drawn = Path('out/a.svg').read_text()
+    assert 'protocol basicsr' in drawn
+    for row in read_evaluation()['rows']:
+        values = row['sets']['test']['images']['1']
+        assert (f'{values["psnr"]:.2f} / {values["ssim"]:.4f}' in drawn) == (row['role'] != 'teacher')
     for arguments, fragment in (
-        (['--crop', '50', '0', '20'], 'outside the image of 60x48'),
+        (['--crop', '50', '0', '20'], 'found an image of 60x48'),
         (['--image', '7'], '--image 7'),
         (['--stage', 'teacher'], 'no student to draw'),
         (['--dataset', 'vall'], "Did you mean 'val'"),
@@ -162,8 +244,8 @@ def test_the_picture_of_a_network_with_window_attention_has_any_size(workspace):
 
 
 def test_the_crop_lies_where_the_gain_is():
-    truth = torch.zeros(3, 64, 64)
-    before = truth.clone()
-    before[:, 40:56, 8:24] = 1
+    truth = np.zeros((64, 64, 3), np.uint8)
+    before = truth.copy()
+    before[40:56, 8:24] = 255
     x, y, size = largest_gain(before, truth, truth, size=16)
     assert (x, y, size) == (8, 40, 16)

@@ -3,27 +3,26 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_images
 from torch.utils.data import Dataset
 
-from pisr_plugin.data.feed import make_feed
-from pisr_plugin.data.seeded import SeededDataset
-from pisr_plugin.errors import DataError
+from pisr_plugin.data.loading.seeded_dataset import SeededDataset
+from pisr_plugin.data.loading.train_loader import build_train_loader
+from pisr_plugin.utils.errors import DataError
+from tests.conftest import make_images
+from tests.processes import start as start_process
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {'name': 'noise', 'phase': 'train', 'batch_size_per_gpu': 4, 'num_worker_per_gpu': 0}
 
 
 class Noise(Dataset):
-    """Draws from every global generator; some images can be made to fail."""
+    """SampleDraws from every global generator; some images can be made to fail."""
 
     def __init__(self, bad=(), kill=()):
         self.bad, self.kill = bad, kill
@@ -42,7 +41,7 @@ class Noise(Dataset):
 
 def stream(count, options=OPTIONS, dataset=None, **more):
     """The numbers of the first batches of a feed."""
-    with make_feed(dataset or Noise(), options, **{'seed': 7, **more}) as feed:
+    with build_train_loader(dataset or Noise(), options, **{'seed': 7, **more}) as feed:
         return [next(feed)['x'].clone() for _ in range(count)]
 
 
@@ -76,7 +75,7 @@ def test_workers_make_what_the_main_process_makes(paired, workers, method):
     from basicsr.data import build_dataset
 
     def run(count, **more):
-        with make_feed(build_dataset(paired), {**paired, **more}, seed=3, start_method=method) as feed:
+        with build_train_loader(build_dataset(paired), {**paired, **more}, seed=3, start_method=method) as feed:
             return [next(feed) for _ in range(count)]
 
     inline, worked = run(6), run(6, num_worker_per_gpu=workers)
@@ -88,7 +87,7 @@ def test_workers_make_what_the_main_process_makes(paired, workers, method):
 def test_patches_differ_between_epochs(paired):
     from basicsr.data import build_dataset
 
-    with make_feed(build_dataset(paired), {**paired, 'batch_size_per_gpu': 5}, seed=3) as feed:
+    with build_train_loader(build_dataset(paired), {**paired, 'batch_size_per_gpu': 5}, seed=3) as feed:
         first, second = ({path: gt for path, gt in zip(b['gt_path'], b['gt'])} for b in (next(feed), next(feed)))
     assert sum(torch.equal(first[path], second[path]) for path in first) < 5
 
@@ -111,7 +110,7 @@ def test_seed_decides():
 
 
 def test_epochs_are_counted_in_iterations():
-    with make_feed(Noise(), {**OPTIONS, 'batch_size_per_gpu': 8}, seed=0) as feed:  # of 10 images
+    with build_train_loader(Noise(), {**OPTIONS, 'batch_size_per_gpu': 8}, seed=0) as feed:  # of 10 images
         assert [feed.epoch(iteration) for iteration in range(6)] == [0, 0, 1, 2, 3, 4]
 
 
@@ -149,8 +148,8 @@ def test_images_that_make_no_batch():
 
 def test_empty_dataset_and_closed_feed():
     with pytest.raises(DataError, match='datasets.train: noise holds no images'):
-        make_feed([], OPTIONS, seed=0)
-    feed = make_feed(Noise(), OPTIONS, seed=0)
+        build_train_loader([], OPTIONS, seed=0)
+    feed = build_train_loader(Noise(), OPTIONS, seed=0)
     feed.close()
     feed.close()
     with pytest.raises(ValueError, match='closed'):
@@ -158,7 +157,7 @@ def test_empty_dataset_and_closed_feed():
 
 
 def test_dead_worker_is_told():
-    with pytest.raises(DataError, match='a worker process died.*num_worker_per_gpu is 1'):
+    with pytest.raises(DataError, match='num_worker_per_gpu: a worker process died.*found 1 workers'):
         stream(9, {**OPTIONS, 'num_worker_per_gpu': 1}, Noise(kill=[3]))
 
 
@@ -172,13 +171,12 @@ def test_dataset_without_paths_fails_as_well():
 
 SCRIPT = """
 import os, signal, sys, time
-sys.path.insert(0, {tests!r})
-import test_feed
-from pisr_plugin.data.feed import make_feed
+from tests import test_feed
+from pisr_plugin.data.loading.train_loader import build_train_loader
 
 def main():
     options = {{**test_feed.OPTIONS, 'num_worker_per_gpu': 2}}
-    feed = make_feed(test_feed.Noise(), options, seed=0)
+    feed = build_train_loader(test_feed.Noise(), options, seed=0)
     next(feed)
     print('started', *[worker.pid for worker in feed._batches._batches._workers], flush=True)
     {ending}
@@ -190,17 +188,10 @@ if __name__ == '__main__':
 
 def start(ending, tmp_path):
     script = tmp_path / 'script.py'
-    script.write_text(SCRIPT.format(tests=str(ROOT / 'tests'), ending=ending))
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
-    )
+    script.write_text(SCRIPT.format(ending=ending))
+    process = start_process(script, cwd=tmp_path)
     word, *workers = process.stdout.readline().split()
-    assert word == 'started', process.communicate()[1]
+    assert word == 'started', process.communicate()
     return process, [int(worker) for worker in workers]
 
 
@@ -260,6 +251,6 @@ def test_signals_to_the_whole_group_are_the_main_process_s_to_handle(tmp_path):
     assert process.stdout.readline() == 'ready\n'
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGTERM)
-    out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out, errors) == (0, 'saved\n', '')
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, 'saved\n')
     wait_for_end(workers)

@@ -5,10 +5,11 @@ from copy import deepcopy
 import pytest
 import torch
 from basicsr.models import build_model
-from test_model import BODY, options
 
-from pisr_plugin.analysis.gradients import main, pulls
-from pisr_plugin.engine.train import main as train
+from pisr_plugin.cli.gradients import main
+from pisr_plugin.cli.train import main as train
+from pisr_plugin.diagnostics.gradients import gradient_stats
+from tests.test_model import BODY, options
 
 
 def grown(weight):
@@ -21,7 +22,7 @@ def test_pulls_are_values_and_gradients_of_the_terms(batch):
     loss = (net(batch['lq']) - batch['gt']).abs().mean()
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
-    found = pulls(model, [batch], 1)
+    found = gradient_stats(model, [batch], 1)
     assert list(found) == ['l_pix', 'l_distill_body']
     assert found['l_pix'].value == pytest.approx(loss.item(), rel=1e-5)
     assert found['l_pix'].norm == pytest.approx(gradient.norm().item(), rel=1e-5)
@@ -31,7 +32,7 @@ def test_pulls_are_values_and_gradients_of_the_terms(batch):
 
 def test_terms_together_are_the_gradient_of_a_step(batch):
     model = build_model(options())
-    found = pulls(model, [batch], 1)
+    found = gradient_stats(model, [batch], 1)
     pix, distill = found['l_pix'], found['l_distill_body']
     model.feed_data(batch)
     model.optimize_parameters(1)
@@ -42,9 +43,9 @@ def test_terms_together_are_the_gradient_of_a_step(batch):
 
 def test_a_weight_scales_its_own_term_alone(batch):
     torch.manual_seed(0)
-    small = pulls(build_model(options(train={'distill_opt': {'body': grown(0.5)}})), [batch], 1)
+    small = gradient_stats(build_model(options(train={'distill_opt': {'body': grown(0.5)}})), [batch], 1)
     torch.manual_seed(0)
-    large = pulls(build_model(options(train={'distill_opt': {'body': grown(5.0)}})), [batch], 1)
+    large = gradient_stats(build_model(options(train={'distill_opt': {'body': grown(5.0)}})), [batch], 1)
     assert large['l_pix'] == pytest.approx(small['l_pix'])
     assert large['l_distill_body'].norm == pytest.approx(10 * small['l_distill_body'].norm, rel=1e-5)
     assert large['l_distill_body'].cosine == pytest.approx(small['l_distill_body'].cosine, abs=1e-5)
@@ -53,14 +54,14 @@ def test_a_weight_scales_its_own_term_alone(batch):
 def test_a_link_that_does_not_count_yet_does_not_pull(batch):
     late = {**BODY, 'loss': {**BODY['loss'], 'from_iter': 10}}
     model = build_model(options(train={'distill_opt': {'body': late}}))
-    assert pulls(model, [batch], 1)['l_distill_body'].norm == 0
-    assert pulls(model, [batch], 10)['l_distill_body'].norm > 0
+    assert gradient_stats(model, [batch], 1)['l_distill_body'].norm == 0
+    assert gradient_stats(model, [batch], 10)['l_distill_body'].norm > 0
 
 
 def test_looking_changes_nothing(batch):
     model = build_model(options())
     before, random = deepcopy(model.linked.state_dict()), torch.get_rng_state()
-    pulls(model, [batch, batch], 1)
+    gradient_stats(model, [batch, batch], 1)
     assert all(torch.equal(value, before[key]) for key, value in model.linked.state_dict().items())
     assert all(p.grad is None for p in model.linked.parameters())
     assert torch.equal(random, torch.get_rng_state())
@@ -86,6 +87,6 @@ def test_beginning_and_end_of_a_stage(workspace, capsys):
 def test_mistakes(workspace, capsys):
     recipe = workspace.recipe()
     assert main(['-opt', str(recipe), '--batches', '0']) == 2
-    assert '--batches 0: at least 1' in capsys.readouterr().err
+    assert '--batches 0: out of range. Expected at least 1' in capsys.readouterr().err
     assert main(['-opt', str(recipe), '--stage', 'studnet']) == 2
     assert '--stage studnet' in capsys.readouterr().err

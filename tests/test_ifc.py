@@ -10,9 +10,9 @@ import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from pisr_plugin.errors import InstallError
-from pisr_plugin.metrics import calculate_ifc
-from pisr_plugin.resize import imresize
+from pisr_plugin.metrics.ifc import calculate_ifc
+from pisr_plugin.utils.errors import InstallError
+from pisr_plugin.utils.resize import imresize
 
 
 def image(height: int = 96, width: int = 112, seed: int = 0) -> np.ndarray:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
-from pisr_plugin.errors import CheckpointError, OptionsError
-from pisr_plugin.inference import load, optimized, strip_halo, upscale, upscale_rgb, whole_windows
-from pisr_plugin.resize import imresize
+from pisr_plugin.inference.descriptor import load_model
+from pisr_plugin.inference.predict import find_tile_pad, optimized, pad_to_window, upscale, upscale_rgb
+from pisr_plugin.utils.errors import CheckpointError, OptionsError
+from pisr_plugin.utils.resize import imresize
 
 FSRCNN = {'type': 'FSRCNN', 'upscale': 2}
 SWINIR = {'type': 'SwinIR', 'upscale': 2, 'window_size': 8, 'img_size': 24, 'depths': [2], 'num_heads': [2]}
@@ -55,16 +56,15 @@ def test_a_compiled_network_gives_the_same_image_at_every_size(example):
         ({'type': 'Bicubic', 'upscale': 4}, 3, 2),
     ],
 )
-@pytest.mark.parametrize('rows', [1, 13, 200])
-def test_strips_give_the_same_image(options, channels, halo, rows):
+def test_strips_give_the_same_image(options, channels, halo):
     net = network(**options)
     lq = image(channels)
-    found = strip_halo(net, lq)
+    found = find_tile_pad(net, lq)
     assert halo <= found <= halo + 2  # zeros in a block's kernel count too
     with torch.no_grad():
         expected = net(lq)
-    for context in (found, None):
-        found_image = upscale(net, lq, strips=rows, halo=context)
+    for rows, context in ((1, found), (13, found), (200, found), (13, None)):
+        found_image = upscale(net, lq, tile_rows=rows, tile_pad=context)
         assert (found_image - expected).abs().max() <= 2e-6 * expected.abs().max().clamp(min=1)
 
 
@@ -72,7 +72,7 @@ def test_strips_give_the_same_image(options, channels, halo, rows):
 def test_strips_are_refused_where_the_whole_image_counts(network_type):
     net = network(type=network_type, upscale=2, num_feat=16, num_block=1)
     with pytest.raises(OptionsError, match=f'strips: .*{network_type}.* at once'):
-        upscale(net, image(3), strips=20)
+        upscale(net, image(3), tile_rows=20)
 
 
 def test_strips_are_refused_where_the_place_in_the_image_counts():
@@ -84,16 +84,32 @@ def test_strips_are_refused_where_the_place_in_the_image_counts():
             return x * torch.nn.functional.interpolate(small, x.shape[2:], mode='bilinear')
 
     with pytest.raises(OptionsError, match='strips: Pooled gives another image'):
-        strip_halo(Pooled(), image())
+        find_tile_pad(Pooled(), image())
+
+
+def test_tiles_are_compared_without_tf32():
+    """Where TF32 is on, as it is on GPUs by default, a network's rounding depends on the image's size."""
+
+    class Rounding(torch.nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * (1 + 1e-4 * x.shape[2] * torch.backends.cudnn.allow_tf32)
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        assert find_tile_pad(Rounding(1, 1, 3, padding=1), image()) == 1
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def test_window_attention_takes_any_size_whole_and_in_strips():
     net = network(**SWINIR)
     lq = image(3, 19, 29)
     with torch.no_grad():
-        expected = net(whole_windows(lq, 8))[..., :38, :58]
+        expected = net(pad_to_window(lq, 8))[..., :38, :58]
     assert torch.equal(upscale(net, lq, window=8), expected)
-    torch.testing.assert_close(upscale(net, lq, window=8, strips=5), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(upscale(net, lq, window=8, tile_rows=5), expected, rtol=0, atol=2e-6)
     assert upscale(net, image(3, 2, 3), window=8).shape == (1, 3, 4, 6)
 
 
@@ -108,15 +124,16 @@ def test_a_luminance_network_keeps_bicubic_colours():
     rgb = torch.rand(3, 12, 14) * 0.6 + 0.2
     expected = imresize(rgb, 2).clamp(0, 1)
     torch.testing.assert_close(upscale_rgb(Enlarged(), rgb, on_y=True), expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(upscale_rgb(Enlarged(), rgb, on_y=False, strips=4), expected)
+    torch.testing.assert_close(upscale_rgb(Enlarged(), rgb, on_y=False, tile_rows=4), expected)
 
 
 def test_load_refuses_what_cannot_upscale(tmp_path):
     torch.save(network(**FSRCNN).state_dict(), tmp_path / 'net.pth')
-    assert not load(FSRCNN, tmp_path / 'net.pth').training
+    model = load_model(FSRCNN, tmp_path / 'net.pth')
+    assert not model.net.training and (model.name, model.channels, model.scale) == ('FSRCNN', 1, 2)
     with pytest.raises(OptionsError, match='PITeacher sees the HR image'):
-        load({'type': 'PITeacher', 'upscale': 2, 'decoder': FSRCNN}, tmp_path / 'net.pth')
-    with pytest.raises(OptionsError, match='upscale: found 1'):
-        load({'type': 'FSRCNN', 'upscale': 1}, tmp_path / 'net.pth')
+        load_model({'type': 'PITeacher', 'upscale': 2, 'decoder': FSRCNN}, tmp_path / 'net.pth')
+    with pytest.raises(OptionsError, match='upscale: .*found 1'):
+        load_model({'type': 'FSRCNN', 'upscale': 1}, tmp_path / 'net.pth')
     with pytest.raises(CheckpointError, match='another network'):
-        load({'type': 'FSRCNN', 'upscale': 2, 'm': 3}, tmp_path / 'net.pth')
+        load_model({'type': 'FSRCNN', 'upscale': 2, 'm': 3}, tmp_path / 'net.pth')

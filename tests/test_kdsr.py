@@ -9,16 +9,16 @@ import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
-from reference_forward import Weights
-from test_archs import KDSR_GAN, KDSR_L, KDSR_M, conv_entries
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pisr_plugin.archs.kdsr_arch import DynamicConv
-from pisr_plugin.checkpoint import load_weights
+from pisr_plugin.cli.train import main as train
 from pisr_plugin.distill.links import default_teacher_tap, transfer_weights
 from pisr_plugin.distill.taps import TapReader
-from pisr_plugin.engine.train import main as train
+from pisr_plugin.inference.checkpoint import load_weights
+from tests.reference_forward import Weights
+from tests.test_archs import KDSR_GAN, KDSR_L, KDSR_M, conv_entries
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 SMALL = {'num_feat': 8, 'num_block': 2, 'num_estimator_block': 1}

@@ -9,12 +9,11 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
-from conftest import make_images
 
-from pisr_plugin import checkpoint
-from tests.conftest import ROOT
+from pisr_plugin.inference import checkpoint
+from tests.conftest import ROOT, make_images
 from tests.processes import TRAIN, outputs, start, start_ranks, wait_for_progress
-from tests.test_resume import ENDS, assert_same, reports
+from tests.runs import ENDS, assert_same, reports
 
 SMALL = {'num_feat': 8, 'num_block': 1, 'num_estimator_block': 1}
 PLUGIN = """

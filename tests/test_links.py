@@ -1,11 +1,16 @@
 """Links are proven before training, and their estimators train with the student but are not part of it."""
 
+import logging
+
 import pytest
 import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
 from pisr_plugin.distill.links import Link, LinkedNetwork, build_links, default_teacher_tap, transfer_weights
-from pisr_plugin.errors import OptionsError, TapError
+from pisr_plugin.losses.base import FeatureLoss
+from pisr_plugin.utils.errors import OptionsError, TapError
 
 
 class Net(nn.Module):
@@ -57,11 +62,11 @@ class Detached(MAE):
 LOSSES = {'MAE': MAE, 'Detached': Detached}
 
 
-def estimator(place, option):
+def estimator(option_path, option):
     return nn.Conv2d(option['in_ch'], option['out_ch'], 1)
 
 
-def loss(place, option):
+def loss(option_path, option):
     option = dict(option)
     return LOSSES[option.pop('type')](**option)
 
@@ -176,3 +181,43 @@ def test_weight_transfer_never_half_loads(mapping, fragments):
         transfer_weights(mapping, Teacher(), student, 'train.weight_transfer')
     assert all(fragment in str(error.value) for fragment in fragments), error.value
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+# -------------------------------------------------------------------------------------------------- swapping losses
+
+FSRCNN = {'type': 'FSRCNN', 'd': 6, 's': 4, 'm': 1, 'upscale': 2}
+PACKAGE = sorted(name for name, kind in LOSS_REGISTRY if isinstance(kind, type) and issubclass(kind, FeatureLoss))
+PIXEL = ['L1Loss', 'MSELoss', 'CharbonnierLoss']
+
+
+def swapped(loss_type, estimator_option):
+    """The link of a recipe whose loss alone is overridden, and the linked student."""
+    student, teacher = build_network(FSRCNN), build_network({'type': 'PITeacher', 'upscale': 2, 'decoder': FSRCNN})
+    options = {'body': {'estimator': estimator_option, 'loss': {'type': loss_type, 'loss_weight': 1e-6}}}
+    images = [torch.rand(2, 1, 8, 8)], [torch.rand(2, 1, 16, 16)]
+    built = build_links(options, student, teacher, *images)
+    return built[0], LinkedNetwork(student, built), images
+
+
+@pytest.mark.parametrize('estimator_option', [None, {'type': 'LocationScale'}, {'type': 'LocationFreeScale'}], ids=str)
+@pytest.mark.parametrize('loss_type', [*PACKAGE, *PIXEL])
+def test_every_loss_fits_the_estimator_of_every_other(loss_type, estimator_option):
+    link, linked, (small, large) = swapped(loss_type, estimator_option)
+    _, estimates = linked(*small)
+    link(estimates['body'], torch.rand(2, 6, 8, 8)).backward()
+    assert linked.net.feature_extraction[0][0].weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in linked.estimators.parameters())  # DDP would wait for one without
+
+
+def test_a_loss_of_one_tensor_trains_the_location_alone_and_says_so(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
+    with caplog.at_level(logging.INFO, 'basicsr'):
+        link, linked, _ = swapped('L1Loss', {'type': 'LocationScale'})
+    assert not [name for name in linked.estimators.state_dict() if 'var' in name]
+    expected = 'distill_opt.body: L1Loss takes no scale, so the location branch of LocationScale is trained alone.'
+    assert expected in caplog.messages
+
+
+def test_a_loss_that_needs_a_scale_names_the_estimator_to_write():
+    with pytest.raises(OptionsError, match=r'distill_opt.body.estimator: \{type: LocationScale\}'):
+        swapped('VIDLaplaceLoss', {'type': 'Adapter'})

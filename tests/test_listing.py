@@ -1,6 +1,7 @@
 """What tools/list.py prints is there, is explained, and can be used as it stands."""
 
 import json
+import operator
 import random
 import re
 import subprocess
@@ -9,17 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from pisr_plugin.analysis.dry_run import table, trace
-from pisr_plugin.analysis.listing import main
+from pisr_plugin.cli.list import main
+from pisr_plugin.config.parse import parse
+from pisr_plugin.config.schema import NETWORK
+from pisr_plugin.distill.find_taps import table, trace
 from pisr_plugin.distill.taps import TapReader
-from pisr_plugin.engine.recipe import _numbers
-from pisr_plugin.engine.schema import NETWORK
 
 ROOT = Path(__file__).parents[1]
 # what lies in ablation/ are grids
@@ -45,6 +45,12 @@ def listed(capsys, *argv) -> list[str]:
             'Fast SR network: everything at LR size, then one transposed convolution.',
         ),
         ('networks', 'SRVGGNetCompact', 'basicsr', 'A compact VGG-style network structure for super-resolution.'),
+        (
+            'losses',
+            'HintLoss',
+            'pisr_plugin',
+            'Half the mean squared difference of two features: FitNets: Hints for Thin Deep Nets (ICLR 2015), Eq. 3.',
+        ),
         ('losses', 'L1Loss', 'basicsr', 'L1 (mean absolute error, MAE) loss.'),
         ('models', 'PISRModel', 'pisr_plugin', 'One stage: trains'),
         ('datasets', 'PairedImageDataset', 'basicsr', 'Paired image dataset for image restoration.'),
@@ -301,7 +307,7 @@ def faults(schema, value, root, place='') -> list[str]:
     found = []
     for keyword, rule in schema.items():
         match keyword:
-            case '$schema' | '$defs' | 'title' | 'description' | 'default' | 'then' | 'else':
+            case '$schema' | '$defs' | 'title' | 'description' | 'default' | 'examples' | 'then' | 'else':
                 ok = True
             case '$ref':
                 target = root
@@ -329,8 +335,12 @@ def faults(schema, value, root, place='') -> list[str]:
                 ok = value in (rule if keyword == 'enum' else [rule])
             case 'pattern':
                 ok = not isinstance(value, str) or re.search(rule, value)
-            case 'minimum':
-                ok = not isinstance(value, (int, float)) or value >= rule
+            case 'minimum' | 'maximum' | 'exclusiveMinimum' | 'exclusiveMaximum':
+                compare = {'m': (operator.ge, operator.le), 'e': (operator.gt, operator.lt)}[keyword[0]]
+                ok = not isinstance(value, (int, float)) or compare['max' in keyword.lower()](value, rule)
+            case 'minItems' | 'maxItems':
+                compare = operator.ge if keyword == 'minItems' else operator.le
+                ok = not isinstance(value, list) or compare(len(value), rule)
             case 'required':
                 ok = not isinstance(value, dict) or set(rule) <= set(value)
             case 'items':
@@ -382,7 +392,7 @@ def test_recipes_point_to_the_schema_and_follow_it(schema, recipe):
     first, _, rest = recipe.read_text().partition('\n')
     target = re.fullmatch(r'# yaml-language-server: \$schema=(\S+)', first)
     assert target and (recipe.parent / target[1]).resolve() == SCHEMA
-    assert faults(schema, _numbers(yaml.safe_load(rest)), schema) == []
+    assert faults(schema, parse(rest, str(recipe)), schema) == []
 
 
 @pytest.mark.parametrize(
@@ -432,7 +442,7 @@ def test_schema_is_a_valid_one_and_the_check_here_agrees_with_jsonschema(schema)
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     for recipe in RECIPES:
-        assert list(validator.iter_errors(_numbers(yaml.safe_load(recipe.read_text())))) == []
+        assert list(validator.iter_errors(parse(recipe.read_text(), str(recipe)))) == []
     assert not validator.is_valid({'scal': 2}) and not validator.is_valid({'network_g': {'type': 'FSRCN'}})
 
 

@@ -18,9 +18,9 @@ data = types.ModuleType('pisr_plugin.data')
 data.__path__ = [{str(ROOT / 'pisr_plugin' / 'data')!r}]
 sys.modules['pisr_plugin.data'] = data
 import lmdb
-from pisr_plugin.data import lmdb as module
-from pisr_plugin.data.lmdb import close_lmdb, open_lmdb
-from pisr_plugin.errors import DataError
+from pisr_plugin.data.storage import lmdb_env as module
+from pisr_plugin.data.storage.lmdb_env import SharedLmdbBackend, close_lmdb, open_lmdb, read_keys, read_value
+from pisr_plugin.utils.errors import DataError
 
 def make(name, value=b'value'):
     with lmdb.open(name, map_size=1 << 24) as env, env.begin(write=True) as transaction:
@@ -168,3 +168,36 @@ assert read(open_lmdb('broken.lmdb')) == read(open_lmdb('whole.lmdb'))
     ]:
         assert sum(line.startswith(damage + ':') and reason in line for line in out.splitlines()) == 2, out
     print(out)
+
+
+def test_damaged_pages_and_impossible_keys_raise_one_error(tmp_path: Path) -> None:
+    out = run(
+        """
+make('a.lmdb')
+content = bytearray(open('a.lmdb/data.mdb', 'rb').read())
+told = 0
+for page in range(2, len(content) // 4096):
+    wrong = bytearray(content)
+    wrong[4096 * page + 10 : 4096 * page + 12] = bytes(2)  # the page's kind
+    close_lmdb('a.lmdb')
+    open('a.lmdb/data.mdb', 'wb').write(wrong)
+    for read in (read_keys, lambda path: read_value(path, '7'), SharedLmdbBackend(['a.lmdb'], ['gt']).get):
+        try:
+            read('a.lmdb') if not hasattr(read, '__self__') else read('7', 'gt')
+        except DataError as error:
+            assert 'a.lmdb' in str(error)
+            told += 1
+assert told
+close_lmdb('a.lmdb')
+open('a.lmdb/data.mdb', 'wb').write(content)
+for key in ('', 'caf\\xe9'):
+    try:
+        read_value('a.lmdb', key)
+    except DataError as error:
+        print(str(error)[:300])
+    else:
+        raise AssertionError(key)
+""",
+        tmp_path,
+    )
+    assert len(out.splitlines()) == 2

@@ -7,8 +7,8 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
 
-from pisr_plugin.errors import OptionsError
-from pisr_plugin.losses import vid_laplace_nll
+from pisr_plugin.losses.vid_loss import vid_laplace_nll
+from pisr_plugin.utils.errors import OptionsError
 
 FSRCNN = {'type': 'FSRCNN', 'd': 8, 's': 4, 'm': 1, 'upscale': 2}
 PITEACHER = {'type': 'PITeacher', 'upscale': 2, 'decoder': FSRCNN}
@@ -120,7 +120,7 @@ def test_ema_follows_the_definition(batch):
     model = build_model(options(train={'ema_decay': 0.9}))
     start = deepcopy(model.net.state_dict())
     step(model, batch)
-    for key, averaged in model.net_ema.state_dict().items():
+    for key, averaged in model.ema.net.state_dict().items():
         torch.testing.assert_close(averaged, 0.9 * start[key] + 0.1 * model.net.state_dict()[key])
 
 
@@ -162,7 +162,7 @@ def test_a_teacher_that_fails_in_full_precision_is_named(monkeypatch):
     def fail(*_):
         raise RuntimeError('out of memory')
 
-    monkeypatch.setattr('pisr_plugin.models.pisr_model.Targets.__call__', fail)
+    monkeypatch.setattr('pisr_plugin.models.step.TeacherFeatures.__call__', fail)
     with pytest.raises(OptionsError, match='^network_t: PITeacher does not run: out of memory'):
         build_model(options())
 
@@ -175,6 +175,6 @@ def test_the_teacher_without_an_hourglass_links_by_its_pooled_feature(batch):
 
 def test_the_output_itself_is_distilled(batch):
     model = build_model(options(train={'distill_opt': {'soft': {'student': '.', 'loss': {'type': 'FeatureMAELoss'}}}}))
-    student = deepcopy(model.net_ema if hasattr(model, 'net_ema') else model.net)
+    student = deepcopy(model.net)
     expected = (student(batch['lq']) - model.teacher(batch['gt']).sr).abs().mean()
     assert step(model, batch)['l_distill_soft'] == pytest.approx(expected.item(), rel=1e-6)

@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import random
 import threading
+import zlib
 
 import lmdb
 import numpy as np
@@ -11,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pisr_plugin.data.feed import make_feed
-from pisr_plugin.data.image_lmdb import write_lmdb
-from pisr_plugin.data.lr_patch import lr_patch
-from pisr_plugin.data.patch_store_dataset import PatchStoreDataset
-from pisr_plugin.data.raw_lmdb import RawImages, write_raw_lmdb
-from pisr_plugin.data.sampling import Draws, Sampling
-from pisr_plugin.errors import DataError, OptionsError
-from pisr_plugin.resize import imresize_uint8
+from pisr_plugin.data.datasets.patch_dataset import PatchStoreDataset
+from pisr_plugin.data.datasets.patches import SampleDraws, lr_patch
+from pisr_plugin.data.loading.sampler import InfiniteSampler
+from pisr_plugin.data.loading.train_loader import build_train_loader
+from pisr_plugin.data.storage.png_lmdb import write_lmdb
+from pisr_plugin.data.storage.raw_lmdb import RawLmdb, write_raw_lmdb
+from pisr_plugin.utils.errors import DataError, OptionsError
+from pisr_plugin.utils.resize import imresize_uint8
 
 SIZES = [(48, 60), (60, 48), (36, 84), (24, 24), (72, 36)]
 STORES = ['lmdb', 'memory', 'device']
@@ -127,7 +128,7 @@ def test_hr_with_a_rest_is_cut_for_validation(tmp_path):
 @pytest.mark.parametrize('color', ['y', 'rgb'])
 @pytest.mark.parametrize('scale', [2, 3, 4])
 def test_same_draws_give_the_same_patches_from_every_store(root, color, scale):
-    sampling = Sampling(len(SIZES), 16, seed=1)
+    sampling = InfiniteSampler(len(SIZES), 16, seed=1)
     reference = PatchStoreDataset(options(root, scale, color=color))
     others = [PatchStoreDataset(options(root, scale, color=color, store=store)) for store in STORES[1:]]
     others += [PatchStoreDataset(options(root, scale, color=color, store=store, dataroot_lq=None)) for store in STORES]
@@ -152,7 +153,7 @@ def test_images_that_are_smaller_than_a_patch_are_left_out_where_asked(root, sto
     whole = PatchStoreDataset(options(root, store=store, gt_size=24, phase='val', **more))
     dataset = PatchStoreDataset(options(root, store=store, gt_size=side, skip_small=True, **more))
     assert [dataset[index]['gt_path'] for index in range(len(dataset))] == [whole[index]['gt_path'] for index in large]
-    batch = dataset.batch(Sampling(len(dataset), 16, seed=0)(0))
+    batch = dataset.batch(InfiniteSampler(len(dataset), 16, seed=0)(0))
     assert batch['gt'].shape == (16, 3, side, side)
     for gt in batch['gt']:  # noise: its first pixel tells the image that it is of
         assert any(bool((whole[index]['gt'] == gt[:, :1, :1]).all(0).any()) for index in large)
@@ -164,7 +165,7 @@ def test_eight_symmetries_each_of_hr_and_lr_alike(root, store):
     hr = torch.from_numpy(noise(24, 24, 3)).permute(2, 0, 1) / 255  # as large as a patch
     lr = torch.from_numpy(imresize_uint8(noise(24, 24, 3), 1 / 2)).permute(2, 0, 1) / 255
     uniform = np.stack([np.zeros(8), np.zeros(8), (np.arange(8) + 0.5) / 8], 1)
-    batch = dataset.batch(Draws(np.full(8, 3), uniform, np.zeros(8, np.int64)))
+    batch = dataset.batch(SampleDraws(np.full(8, 3), uniform, np.zeros(8, np.int64)))
     for number in range(8):
         for key, img in (('gt', hr), ('lq', lr)):
             expected = img.flip(2) if number & 1 else img
@@ -178,7 +179,7 @@ def test_eight_symmetries_each_of_hr_and_lr_alike(root, store):
 def test_only_the_symmetries_asked_for(root, hflip, rot, count):
     dataset = PatchStoreDataset(options(root, use_hflip=hflip, use_rot=rot))
     uniform = np.stack([np.zeros(8), np.zeros(8), np.arange(8) / 8], 1)
-    batch = dataset.batch(Draws(np.full(8, 3), uniform, np.zeros(8, np.int64)))
+    batch = dataset.batch(SampleDraws(np.full(8, 3), uniform, np.zeros(8, np.int64)))
     assert len({item.numpy().tobytes() for item in batch['gt']}) == count
 
 
@@ -186,7 +187,7 @@ def test_every_place_is_used_and_none_beyond(root):
     dataset = PatchStoreDataset(options(root, use_hflip=False, use_rot=False))
     whole = torch.from_numpy(noise(36, 84, 2)).permute(2, 0, 1) / 255
     count = 3000
-    draws = Draws(np.full(count, 2), np.random.default_rng(0).random((count, 3)), np.zeros(count, np.int64))
+    draws = SampleDraws(np.full(count, 2), np.random.default_rng(0).random((count, 3)), np.zeros(count, np.int64))
     draws.uniform[:2, :2] = [[0, 0], [1 - 2**-53, 1 - 2**-53]]
     firsts = {gt.numpy().tobytes() for gt in dataset.batch(draws)['gt']}
     places = [(top, left) for top in range(0, 13, 2) for left in range(0, 61, 2)]
@@ -209,7 +210,7 @@ def test_lr_of_a_patch_is_that_of_the_whole_image(scale):
 
 
 def stream(dataset, opt, count, **more):
-    with make_feed(dataset, opt, seed=5, **more) as feed:
+    with build_train_loader(dataset, opt, seed=5, **more) as feed:
         return [next(feed)['gt'] for _ in range(count)]
 
 
@@ -231,16 +232,16 @@ def threads():
 def test_no_thread_is_left(root):
     opt = options(root)
     dataset = PatchStoreDataset(opt)
-    with pytest.raises(KeyError), make_feed(dataset, opt, seed=0) as feed:
+    with pytest.raises(KeyError), build_train_loader(dataset, opt, seed=0) as feed:
         next(feed)
         assert len(threads()) == 1
         raise KeyError
     assert not threads()
-    feed = make_feed(dataset, opt, seed=0)
+    feed = build_train_loader(dataset, opt, seed=0)
     feed.close()
     feed.close()
     assert not threads()
-    feed = make_feed(dataset, opt, seed=0)
+    feed = build_train_loader(dataset, opt, seed=0)
     next(feed)
     del feed  # forgotten
     assert not threads()
@@ -254,13 +255,36 @@ def test_what_the_thread_raises_comes_to_the_consumer(root):
             return super().batch(draws)
 
     opt = options(root, batch_size_per_gpu=1)
-    with make_feed(Broken(opt), opt, seed=0) as feed:
+    with build_train_loader(Broken(opt), opt, seed=0) as feed:
         with pytest.raises(DataError, match='3 is broken'):
             for _ in range(9):
                 next(feed)
         with pytest.raises(DataError, match='3 is broken'):
             next(feed)
     assert not threads()
+
+
+def test_the_prefetch_thread_works_on_the_gpu_of_its_rank(root, monkeypatch):
+    """A new thread begins on GPU 0, whichever the rank's current one is; without a GPU the calls are noted only."""
+    noted = []
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: noted.append(('set_device', device)))
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda device: noted.append(('stream', device)))
+    opt = options(root)
+    with build_train_loader(PatchStoreDataset(opt), opt, seed=0, device=torch.device('cuda')) as loader:
+        next(loader)
+    assert noted == [('set_device', torch.device('cuda:1')), ('stream', torch.device('cuda:1'))]
+
+
+def test_a_batch_is_drawn_once(root, monkeypatch):
+    from pisr_plugin.data.datasets import patch_dataset
+
+    calls = []
+    draw = patch_dataset.draw_patches
+    monkeypatch.setattr(patch_dataset, 'draw_patches', lambda *args: calls.append(1) or draw(*args))
+    for store in STORES:
+        _batch_of(PatchStoreDataset(options(root, store=store)))
+    assert len(calls) == len(STORES)
 
 
 @pytest.mark.gpu
@@ -278,7 +302,7 @@ def test_gpu_is_fed_what_the_host_has(root, store, color):
 
 
 def _batch_of(dataset):
-    return dataset.batch(Sampling(len(dataset), 8, 0)(3))['gt'].numpy()
+    return dataset.batch(InfiniteSampler(len(dataset), 8, 0)(3))['gt'].numpy()
 
 
 @pytest.mark.parametrize('store', STORES)
@@ -314,15 +338,71 @@ def test_values_are_the_bytes_of_images(root):
 @pytest.mark.parametrize('workers', [1, 3])
 def test_images_of_all_sizes_are_found(tmp_path, workers, monkeypatch):
     # less than a page's quarter lies in the tree itself, with old copies of it after every commit
-    monkeypatch.setattr('pisr_plugin.data.lmdb_writer._COMMIT_BYTES', 3000)
+    monkeypatch.setattr('pisr_plugin.data.storage.lmdb_writer._COMMIT_BYTES', 3000)
     images = [noise(1 + seed % 40, 1 + seed * 7 % 31, seed) * (seed % 5 > 0) for seed in range(200)]
     paths = write_images(tmp_path / 'in', images)
     write_raw_lmdb(paths, tmp_path / 'a_raw.lmdb', workers)
-    store = RawImages(tmp_path / 'a_raw.lmdb')
+    store = RawLmdb(tmp_path / 'a_raw.lmdb')
     assert store.keys == sorted(map(str, range(200)))
     for index, key in enumerate(store.keys):
         (view,) = store.views([index])
         assert np.array_equal(view, images[int(key)]) and not view.flags.writeable and not store.is_changed(index)
+
+
+def copied_list(root, folder, change):
+    """A copy of a store with a changed list."""
+    folder.mkdir()
+    (folder / 'data.mdb').write_bytes((root / 'HR_raw.lmdb/data.mdb').read_bytes())
+    (folder / 'images.txt').write_text('\n'.join(change((root / 'HR_raw.lmdb/images.txt').read_text().splitlines())))
+    return folder
+
+
+def test_one_wrong_digit_in_the_list_is_found(root, tmp_path):
+    text = (root / 'HR_raw.lmdb/images.txt').read_text()
+    folder = copied_list(root, tmp_path / 'a_raw.lmdb', lambda lines: lines)
+    for place, character in enumerate(text):
+        if character.isdigit():
+            (folder / 'images.txt').write_text(f'{text[:place]}{(int(character) + 1) % 10}{text[place + 1 :]}')
+            with pytest.raises(DataError, match='images.txt'):
+                RawLmdb(folder)
+
+
+def with_checksum(lines):
+    return [*lines, f'checksum {zlib.crc32(chr(10).join(lines).encode()):08x}']
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda lines: [*lines, lines[-1].replace('4 ', 'x ', 1)],  # the same pixels twice
+        lambda lines: [*lines[:-1], 'x 999999999 999999999 00000000 4096'],
+        lambda lines: [*lines[:-1], 'x 1 1 00000000 999999999999999'],
+        lambda lines: lines[:-1],
+        lambda lines: [lines[0].replace('has ', 'has 1'), *lines[1:]],
+    ],
+    ids=['overlap', 'absurd size', 'beyond the file', 'line missing', 'another length'],
+)
+def test_a_list_with_a_right_checksum_must_fit_the_file(root, tmp_path, change):
+    folder = copied_list(root, tmp_path / 'a_raw.lmdb', lambda lines: with_checksum(change(lines[:-1])))
+    with pytest.raises(DataError, match='damaged or cut off, or not the one of images.txt'):
+        RawLmdb(folder)
+
+
+def test_a_store_of_an_earlier_version_opens_after_reading_all_of_it(root, tmp_path):
+    def earlier(lines):
+        head = 'raw images, uint8 RGB; data.mdb has pages of 4096 bytes and, but for the pixels, the checksum 0123abcd'
+        crc = {str(n): f'{zlib.crc32(noise(*size, n).tobytes()):08x}' for n, size in enumerate(SIZES)}
+        parts = [line.split() for line in lines[1:-1]]
+        return [head, *(' '.join([key, height, width, crc[key], offset]) for key, height, width, _, offset in parts)]
+
+    store = RawLmdb(copied_list(root, tmp_path / 'a_raw.lmdb', earlier))
+    for index, key in enumerate(store.keys):
+        assert np.array_equal(store.views([index])[0], noise(*SIZES[int(key)], int(key)))
+    content = bytearray((tmp_path / 'a_raw.lmdb/data.mdb').read_bytes())
+    content[store._infos[2].offset + 5] ^= 1
+    (tmp_path / 'a_raw.lmdb/data.mdb').write_bytes(content)
+    with pytest.raises(DataError, match='damaged'):
+        RawLmdb(tmp_path / 'a_raw.lmdb')
 
 
 def damaged(root, folder, rng):
@@ -354,7 +434,7 @@ def damaged(root, folder, rng):
 
 def test_damaged_stores_are_told_or_read_but_never_kill(root, tmp_path):
     rng = np.random.default_rng(0)
-    draws = Sampling(len(SIZES), 8, 0)(0)
+    draws = InfiniteSampler(len(SIZES), 8, 0)(0)
     expected = PatchStoreDataset(options(root)).batch(draws)['gt']
     outcomes = {'told': 0, 'unchanged': 0, 'changed': 0}
     for _ in range(300):
@@ -367,12 +447,12 @@ def test_damaged_stores_are_told_or_read_but_never_kill(root, tmp_path):
             outcomes['told'] += 1
             continue
         assert batch.shape == expected.shape
-        store = RawImages(tmp_path / 'HR_raw.lmdb')
+        store = RawLmdb(tmp_path / 'HR_raw.lmdb')
         is_changed = any(map(store.is_changed, range(len(store))))
         outcomes['changed' if is_changed else 'unchanged'] += 1
         assert is_changed or torch.equal(batch, expected)
         if is_changed:
-            with pytest.raises(DataError, match='not what was written'):
+            with pytest.raises(DataError, match='changed since it was built'):
                 PatchStoreDataset({**opt, 'store': 'memory'})
     assert min(outcomes['told'], outcomes['changed']) > 20, outcomes
 
@@ -394,7 +474,7 @@ def test_missing_and_wrong_roots(root, tmp_path):
     [
         ({'store': 'memroy'}, OptionsError, "Did you mean 'memory'"),
         ({'color': 'ycbcr'}, OptionsError, 'Possible: rgb, y'),
-        ({'gt_size': 25}, OptionsError, 'gt_size: 25 is not a multiple of the scale, 2'),
+        ({'gt_size': 25}, OptionsError, r'gt_size: not a multiple of the scale, 2 \(found 25\)'),
         ({'gt_size': 26}, DataError, 'smaller than gt_size, 26'),
     ],
 )

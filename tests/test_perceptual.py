@@ -6,13 +6,14 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import make_images
 
-from pisr_plugin.errors import InstallError
-from pisr_plugin.evaluation.images import read_images
-from pisr_plugin.evaluation.measure import Candidate, measure
+from pisr_plugin.evaluation.measure import ModelDescriptor, measure
 from pisr_plugin.evaluation.protocol import PROTOCOLS
-from pisr_plugin.metrics import calculate_dists, calculate_lpips, perceptual
+from pisr_plugin.evaluation.test_images import read_images
+from pisr_plugin.metrics import perceptual
+from pisr_plugin.metrics.perceptual import calculate_dists, calculate_lpips
+from pisr_plugin.utils.errors import InstallError
+from tests.conftest import make_images
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_luminance_network_is_judged_by_its_colour_pictures(seen, tmp_path):
     make_images(tmp_path, 1)
     data = {'name': 'toy', 'dataroot_gt': str(tmp_path / 'HR'), 'dataroot_lq': str(tmp_path / 'LR_bicubic/X2')}
     metrics = {'lpips': {'type': 'calculate_lpips'}, 'psnr': {'type': 'calculate_psnr'}}
-    result = measure(Candidate('bicubic', None, 1, 2), data, PROTOCOLS['basicsr'], metrics)
+    result = measure(ModelDescriptor('bicubic', None, 1, 2), data, PROTOCOLS['basicsr'], metrics)
     (sample,) = read_images(data)
     truth = torch.from_numpy(sample.gt.astype(np.float32) / 255).permute(2, 0, 1)[None, :, 2:-2, 2:-2]
     assert torch.equal(seen[0][1], truth) and seen[0][0].shape == truth.shape

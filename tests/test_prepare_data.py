@@ -7,8 +7,8 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisr_plugin.data import build as build_module
-from pisr_plugin.data import lmdb_writer, prepare
-from pisr_plugin.data.image_lmdb import read_meta_info
-from pisr_plugin.data.images import image_size, read_rgb
-from pisr_plugin.data.raw_lmdb import RawImages
-from pisr_plugin.resize import imresize_uint8
+from pisr_plugin.cli import prepare_data
+from pisr_plugin.data.prepare import build as build_module
+from pisr_plugin.data.storage import lmdb_writer
+from pisr_plugin.data.storage.image_files import image_size, read_rgb
+from pisr_plugin.data.storage.png_lmdb import read_meta_info
+from pisr_plugin.data.storage.raw_lmdb import RawLmdb
+from pisr_plugin.utils.resize import imresize_uint8
+from tests.processes import outputs, start
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +44,7 @@ def photos(folder, sizes):
 
 
 def run(*argv):
-    return prepare.main([str(arg) for arg in argv])
+    return prepare_data.main([str(arg) for arg in argv])
 
 
 def build(source, out, *argv):
@@ -228,7 +230,7 @@ def test_raw_lmdbs_hold_the_pixels(source, tmp_path):
     assert build(source, tmp_path / 'set', '--lmdb', 'raw', '--workers', 3) == 0
     for folder, name in (('HR', 'HR_raw.lmdb'), ('LR_bicubic/X3', 'LR_bicubic_X3_raw.lmdb')):
         files = {path.stem: read_rgb(path) for path in (tmp_path / 'set' / folder).iterdir()}
-        store = RawImages(tmp_path / 'set' / name)
+        store = RawLmdb(tmp_path / 'set' / name)
         assert store.keys == sorted(files)
         for index, key in enumerate(store.keys):
             assert np.array_equal(store.views([index])[0], files[key])
@@ -285,17 +287,13 @@ def test_killed_build_goes_on_and_ends_the_same(tmp_path):
     folder = photos(tmp_path / 'in', [(120, 180)] * 80)
     code = """
 import sys
-from pisr_plugin.data import parallel, prepare
+from pisr_plugin.utils import parallel
+from pisr_plugin.cli import prepare_data
 parallel._START_SECONDS = 0  # do not wait until workers are worth it
-prepare.main(sys.argv[1:])
+prepare_data.main(sys.argv[1:])
 """
     argv = ['build', folder, '-o', tmp_path / 'set', '--no-lmdb', '--workers', 2]
-    process = subprocess.Popen(
-        [sys.executable, '-c', code, *map(str, argv)],
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        start_new_session=True,
-    )
+    process = start('-c', code, *argv, cwd=tmp_path)
     deadline = time.monotonic() + 100
     while len(list((tmp_path / 'set').glob('HR/*.png'))) < 4:
         assert process.poll() is None and time.monotonic() < deadline
@@ -323,12 +321,15 @@ def _alive(session):
     return any(not state.startswith('Z') for state in found)
 
 
-@pytest.mark.parametrize('function', ['build.write_png', 'image_lmdb.image_size', 'layout.save_record'])
+@pytest.mark.parametrize('function', ['build.write_png', 'png_lmdb.image_size', 'layout.save_record'])
 def test_kill_inside_a_step_leaves_nothing_half(source, tmp_path, function):
     module, name = function.split('.')
     code = f"""
 import os, signal, sys
-from pisr_plugin.data import build, image_lmdb, layout, prepare
+from pisr_plugin.data.prepare import build
+from pisr_plugin.data.storage import png_lmdb
+from pisr_plugin.data.prepare import layout
+from pisr_plugin.cli import prepare_data
 original, calls = {function}, []
 def fatal(*args):
     calls.append(args)
@@ -336,13 +337,12 @@ def fatal(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args)
 {module}.{name} = build.{name} = fatal
-prepare.main(sys.argv[1:])
+prepare_data.main(sys.argv[1:])
 """
     argv = ['build', source, '-o', tmp_path / 'set', '--workers', 1, '--scales', 2]
-    done = subprocess.run(
-        [sys.executable, '-c', code, *map(str, argv)], capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = start('-c', code, *argv, cwd=tmp_path)
+    told = outputs([process])
+    assert process.returncode == -signal.SIGKILL, told
     assert all(len(records(path)) == 3 for path in (tmp_path / 'set').glob('[!.]*.lmdb'))
     assert run(*argv) == 0
     assert build(source, tmp_path / 'unbroken', '--scales', 2) == 0
@@ -440,14 +440,18 @@ def test_photos_whose_names_fall_together(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     'argv, told',
     [
-        (['--scales', 1, 2], 'scales: 1 2'),
-        (['--scales', 2, 2], 'scales: 2 2'),
-        (['--sub-images', 100], 'sub-images: 100 found; it must be a multiple of 12'),
-        (['--sub-images', 48, '--step', 10], 'step: 10 found'),
-        (['--sub-images', 48, '--step', 24, '--crop', 'scale'], 'crop lcm only'),
-        (['--lr-dir', 'X2'], "--lr-dir: 'X2' found"),
+        (['--scales', 1, 2], '--scales: impossible (found 1 2)'),
+        (['--scales', 2, 2], '--scales: a scale twice (found 2 2)'),
+        (['--scales', 10**9], '--scales: impossible'),
+        (['--workers', 0], '--workers: impossible (found 0). Expected 1 to 256.'),
+        (['--workers', -1], '--workers: impossible (found -1)'),
+        (['--thresh', -1], '--thresh: impossible (found -1)'),
+        (['--sub-images', 100], '(found 100). Expected a multiple of 12'),
+        (['--sub-images', 48, '--step', 10], '--step: sub-images of HR and LR would show different parts (found 10)'),
+        (['--sub-images', 48, '--step', 24, '--crop', 'scale'], 'exactly scale * LR (found scale). Expected lcm.'),
+        (['--lr-dir', 'X2'], "--lr-dir: not a scale and a folder (found 'X2')"),
         (['--lr-dir', 'X2=nowhere'], 'nowhere is not a folder'),
-        (['--lr-dir', 'X8=.'], 'lr-dir: X8 found, but the scales are 2 3 4'),
+        (['--lr-dir', 'X8=.'], '--lr-dir: not a scale (found X8). Expected one of 2 3 4.'),
     ],
 )
 def test_options_that_do_not_fit(source, tmp_path, capsys, argv, told):
@@ -574,6 +578,15 @@ def _change_pixel(path):
     (path / 'data.mdb').write_bytes(content)
 
 
+def _swap_sides(path, mend=False):
+    """Swaps height and width of the first image of a list; mended, the list's own checksum does not show it."""
+    text = path.read_text().replace('48 60', '60 48').replace('(48,60', '(60,48')
+    if mend:
+        lines = text.splitlines()[:-1]
+        text = '\n'.join([*lines, f'checksum {zlib.crc32(chr(10).join(lines).encode()):08x}\n'])
+    path.write_text(text)
+
+
 def _brighten(path):
     Image.fromarray(np.minimum(read_rgb(path), 245) + np.uint8(10)).save(path)
 
@@ -600,13 +613,19 @@ def _brighten(path):
             lambda root: _brighten(root / 'LR_bicubic/X2/002.png'),
             ["LR_bicubic/X2: 002: not MATLAB's bicubic of HR: ", '% of the values differ, by up to 10'],
         ),
-        (lambda root: _change_pixel(root / 'HR_raw.lmdb'), ['1 found wrong', 'HR_raw.lmdb: 002: changed']),
+        (lambda root: _change_pixel(root / 'HR_raw.lmdb'), ['1 problems', 'HR_raw.lmdb: 002: changed']),
         (lambda root: _cut(root / 'HR_raw.lmdb/data.mdb'), ['HR_raw.lmdb: data.mdb is damaged or cut off']),
         (lambda root: shutil.rmtree(root / 'LR_bicubic_X2_raw.lmdb'), ['LR_bicubic_X2_raw.lmdb', 'No such file']),
         (
             lambda root: _replace_line(root / 'HR_raw.lmdb/images.txt'),
-            ['images.txt: 001: not listed', '004: not part', 'HR_raw.lmdb: 001: missing'],
+            ['HR_raw.lmdb/images.txt: damaged'],
         ),
+        (
+            lambda root: _swap_sides(root / 'HR.lmdb/meta_info.txt'),
+            ['HR.lmdb: 001: 48 x 60 x 3 (height x width x channels), not as meta_info.txt lists it'],
+        ),
+        (lambda root: _swap_sides(root / 'HR_raw.lmdb/images.txt'), ['HR_raw.lmdb/images.txt: damaged']),
+        (lambda root: _swap_sides(root / 'HR_raw.lmdb/images.txt', mend=True), ['HR_raw.lmdb: 001: changed']),
     ],
 )
 def test_verify_finds_what_is_wrong(made, tmp_path, capsys, break_it, told):
@@ -629,7 +648,7 @@ def test_verify_holds_given_lr_to_its_name(source, tmp_path, capsys):
         assert build(source, tmp_path / f'set_{name}', '--scales', 2, '--lr-dir', f'X2={folder}', '--no-lmdb') == 0
     assert run('verify', tmp_path / 'set_other', '--workers', 1) == 0
     assert run('verify', tmp_path / 'set_bicubic', '--workers', 1) == 2
-    assert '3 found wrong' in message(capsys)
+    assert '3 problems' in message(capsys)
 
 
 def test_verify_takes_lr_made_before_hr_was_cropped(tmp_path):
@@ -654,14 +673,14 @@ def test_verify_without_image_files_and_of_what_is_no_set(made, tmp_path, capsys
 def test_shrunk_copies_are_matlabs_and_kept(tmp_path, capsys):
     photos(tmp_path / 'photos', [(40, 50), (60, 30)])
     run = ['shrink', str(tmp_path / 'photos'), '-o', str(tmp_path / 'sizes'), '--factors', '1', '0.9', '0.6']
-    assert prepare.main(run) == 0
+    assert prepare_data.main(run) == 0
     assert len(list((tmp_path / 'sizes').iterdir())) == 6
     whole = read_rgb(tmp_path / 'photos/001.png')
     assert np.array_equal(read_rgb(tmp_path / 'sizes/001_100.png'), whole)
     assert np.array_equal(read_rgb(tmp_path / 'sizes/001_060.png'), imresize_uint8(whole, 0.6))
     assert read_rgb(tmp_path / 'sizes/002_090.png').shape == (54, 27, 3)
     before = (tmp_path / 'sizes/001_060.png').stat().st_mtime_ns
-    assert prepare.main(run) == 0
+    assert prepare_data.main(run) == 0
     assert (tmp_path / 'sizes/001_060.png').stat().st_mtime_ns == before
-    assert prepare.main([*run[:-1], '1.5']) == 2
-    assert '--factors: 1.5' in capsys.readouterr().err
+    assert prepare_data.main([*run[:-1], '1.5']) == 2
+    assert '--factors: impossible (found 1.5)' in capsys.readouterr().err

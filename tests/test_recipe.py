@@ -4,9 +4,9 @@ import textwrap
 
 import pytest
 
-from pisr_plugin.engine.recipe import compose, override, resolve
-from pisr_plugin.engine.stages import select, unroll
-from pisr_plugin.errors import OptionsError
+from pisr_plugin.config.compose import compose, override, resolve
+from pisr_plugin.config.stages import select, unroll
+from pisr_plugin.utils.errors import OptionsError
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_numbers_with_exponents_are_numbers(write, text, value):
 def test_yaml_with_python_objects_is_refused_and_not_run(write, tmp_path):
     evil = f'x: !!python/object/apply:os.mkdir ["{tmp_path}/made"]'
     for path in (write('evil.yml', evil), write('child.yml', '_base_: evil.yml')):
-        with pytest.raises(OptionsError, match='evil.yml is not a recipe'):
+        with pytest.raises(OptionsError, match='evil.yml: cannot read this as YAML'):
             compose(path)
     with pytest.raises(OptionsError, match='force_yml'):
         override({}, [f'a={evil[3:]}'])
@@ -53,17 +53,23 @@ def test_yaml_with_python_objects_is_refused_and_not_run(write, tmp_path):
 @pytest.mark.parametrize(
     'files, fragments',
     [
-        ({'a.yml': '_base_: bse.yml', 'base.yml': 'x: 1'}, ['bse.yml', 'the _base_ of', "Did you mean 'base.yml'?"]),
-        ({'a.yml': '_base_: b.py', 'b.py': 'x = 1'}, ['b.py is not a YAML file']),
-        ({'a.yml': 'x: [1'}, ['a.yml is not a recipe', 'line 1']),
+        (
+            {'a.yml': '_base_: bse.yml', 'base.yml': 'x: 1'},
+            ['a.yml: _base_: ', 'bse.yml does not exist', "Did you mean 'base.yml'?"],
+        ),
+        ({'a.yml': '_base_: b.py', 'b.py': 'x = 1'}, ['a.yml: _base_: ', 'b.py is not a YAML file']),
+        ({'a.yml': 'x: [1'}, ['a.yml: cannot read this as YAML', 'line 1']),
         ({'a.yml': 'x: 1\nx: 2'}, ["'x' is given twice", 'line 2']),
-        ({'a.yml': '- 1'}, ['a mapping of options is needed']),
+        ({'a.yml': '- 1'}, ['Expected a mapping of options']),
         ({'a.yml': '_base_: a.yml'}, ['its own base']),
         (
             {'a.yml': '_base_: [b.yml, c.yml]', 'b.yml': 'x: {y: 1}', 'c.yml': 'x: {z: 1}'},
-            ['Duplicate key', 'Chain the bases'],
+            ['the same option (found x)', 'Chain the bases'],
         ),
-        ({'a.yml': '_base_: b.yml\nx: {y: 1}', 'b.yml': 'x: 3'}, ['x=', '_delete_']),
+        (
+            {'a.yml': '_base_: b.yml\nx: {y: 1}', 'b.yml': 'x: 3'},
+            ['a.yml: x: a mapping meets', '(found 3)', '_delete_'],
+        ),
     ],
 )
 def test_a_broken_recipe_is_told_in_one_message(write, tmp_path, files, fragments):
@@ -143,7 +149,7 @@ def test_a_recipe_without_stages_is_one_run(tmp_path):
         ),
         ({'network_t': '${netwrk_g}'}, ['network_t', 'does not exist', "Did you mean 'network_g'?"]),
         ({'scale': '${scale}'}, ['refers to itself']),
-        ({'name': 'a/b'}, ['name', 'without slashes']),
+        ({'name': 'a/b'}, ['name: not a name', "'a/b'", 'without slashes']),
         ({'stages': {}}, ['stages']),
         ({'stages': {'student': 3}}, ['stages.student', 'mapping']),
         ({'stages': {'student': {'train': {'total_iter': {'x': 1}}}}}, ['stages.student', 'total_iter']),

@@ -7,9 +7,11 @@ import torch
 from basicsr.archs import build_network
 from safetensors.torch import save_file
 
-from pisr_plugin import checkpoint
-from pisr_plugin.archs.identify import VARIANTS, identify
-from pisr_plugin.errors import CheckpointError
+from pisr_plugin.cli.test import main as evaluate
+from pisr_plugin.inference import checkpoint
+from pisr_plugin.inference.identify import VARIANTS, identify
+from pisr_plugin.utils.errors import CheckpointError
+from tests.conftest import ROOT
 
 
 def net(network, channels=3, upscale=2, **options):
@@ -127,3 +129,18 @@ def test_every_network_is_recognised(network):
         found = identify(net(network, 3, 3, **variant).state_dict())
         assert found.startswith(f'looks like {{type: {network}, ')
         assert all(f'{key}: {value}' in found for key, value in variant.items()) and '3' in found.split('upscale: ')[1]
+
+
+def test_a_released_file_is_tested_in_one_line(workspace, capsys):
+    torch.save(multi_scale_carn('CARNM'), workspace.path / 'carn_m.pth')
+    recipe = str(ROOT / 'options/released/carnm_x4.yml')
+    images = ['--sets', 'Two=datasets/test/HR', '--force_yml', 'num_gpu=0', 'scale=2']
+    assert evaluate(['-opt', recipe, '--weights', 'carn_m.pth', *images]) == 0
+    assert '| carn_m |' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['IDN_x2.caffemodel', 'model_epoch_50.pth'])
+def test_files_of_other_software_are_refused_with_what_to_do(tmp_path, name):
+    torch.save({'model': net('VDSR', 1)}, tmp_path / name)  # a pickled module
+    with pytest.raises(CheckpointError, match='save its weights under the names that docs/networks.md gives'):
+        checkpoint.load_network(net('VDSR', 1), tmp_path / name)

@@ -12,20 +12,22 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from bokeh.resources import Resources
-from report_sample import EVIL, TEACHER, make_results
 
-from pisr_plugin import checkpoint
-from pisr_plugin.data.images import read_rgb
-from pisr_plugin.errors import DataError, OptionsError
-from pisr_plugin.report import figures, published
-from pisr_plugin.report.cli import main
-from pisr_plugin.report.content import gather
-from pisr_plugin.report.curves import MOST_POINTS, all_curves, read_log
-from pisr_plugin.report.evaluation import read_evaluation
-from pisr_plugin.report.features import View, spectrum
+from pisr_plugin.cli.report import main
+from pisr_plugin.data.storage.image_files import read_rgb
+from pisr_plugin.evaluation.results import read_evaluation
+from pisr_plugin.inference import checkpoint
+from pisr_plugin.report import plotting, published
+from pisr_plugin.report.images import choose
 from pisr_plugin.report.page import large_text, render, signed_text
-from pisr_plugin.report.pictures import choose
-from pisr_plugin.report.reproduce import command, commands
+from pisr_plugin.report.palette import PAPER
+from pisr_plugin.report.section import gather
+from pisr_plugin.report.sections.compact_feature import CompactFeature, spectrum
+from pisr_plugin.report.sections.cost import NetworkPoint, trade_off
+from pisr_plugin.report.sections.curves import MOST_POINTS, all_curves, read_log
+from pisr_plugin.report.sections.how import command, commands
+from pisr_plugin.utils.errors import DataError, OptionsError
+from tests.report_sample import EVIL, TEACHER, make_results
 
 
 @pytest.fixture(scope='module')
@@ -55,14 +57,30 @@ def test_reads_the_folder_or_the_file(results):
 @pytest.mark.parametrize(
     ('edit', 'message'),
     [
-        (lambda c: c.update(kind='table'), "kind 'evaluation' expected"),
-        (lambda c: c.update(version=9), 'version: found 9, possible: 1'),
-        (lambda c: c.update(rows=[]), 'rows is empty'),
-        (lambda c: c.update(against='best'), "against: found 'best', possible: bicubic, baseline"),
-        (lambda c: c['metrics'].update(psnr='up'), "metrics.psnr: found 'up', possible: higher, lower"),
-        (lambda c: c['rows'][1].pop('sets'), r'rows\[1\] \(baseline\): sets: dict needed'),
-        (lambda c: c['rows'][1]['sets']['Set5']['mean'].update(psnr='high'), 'Set5.mean.psnr: a number is needed'),
+        (lambda c: c.update(kind='table'), "Expected kind: 'evaluation'"),
+        (lambda c: c.update(version=9), r'version: unknown \(found 9\). Expected 1'),
+        (lambda c: c.update(rows=[]), 'rows: empty'),
+        (
+            lambda c: c.update(against='best'),
+            r"against: no such row \(found 'best'\). Expected one of 'bicubic, ",
+        ),
+        (lambda c: c['metrics'].update(psnr='up'), r"metrics.psnr: unknown \(found 'up'\). Expected higher or lower"),
+        (lambda c: c['rows'][1].pop('sets'), r'rows\[1\].sets: wrong type \(found None\). Expected a mapping'),
+        (
+            lambda c: c['rows'][1]['sets']['Set5']['mean'].update(psnr='high'),
+            r'rows\[1\].sets.Set5.mean.psnr: not a finite number',
+        ),
         (lambda c: c['rows'][1].update(name='bicubic'), 'two rows have the same name'),
+        (lambda c: c['rows'][1]['sets']['Set5']['mean'].update(psnr=float('nan')), r'mean.psnr: not a finite number'),
+        (
+            lambda c: c['rows'][1]['sets']['Set5']['images']['baby'].update(picture='../../x.png'),
+            'outside of the folder',
+        ),
+        (lambda c: c['rows'][2]['runs'][0].update(folder='/etc'), 'an absolute path'),
+        (lambda c: c.update(scale=0), 'scale: out of range'),
+        (lambda c: c['rows'][1].update(title='a\0b'), 'control characters'),
+        (lambda c: c['rows'][1].update(parameters=10**30), 'too large'),
+        (lambda c: c['rows'][1].update(parameters=-1), 'negative'),
     ],
 )
 def test_says_where_a_file_is_wrong(own_results, edit, message):
@@ -124,7 +142,7 @@ def test_pictures_of_another_size_are_refused(own_results):
 
 
 def test_large_images_are_cut_around_the_crop(results, monkeypatch):
-    monkeypatch.setattr('pisr_plugin.report.pictures.LARGEST', 64)
+    monkeypatch.setattr('pisr_plugin.report.images.LARGEST', 64)
     whole = read_evaluation(results)
     (shown,) = choose(whole, 1, ['bird'], crop=(70, 40, 30))
     x, y, size = shown.crop
@@ -143,7 +161,7 @@ def test_a_log_survives_a_kill_and_a_resume(tmp_path):
 
 def test_long_curves_keep_their_mean(tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    path.write_text('\n'.join(json.dumps({'iter': i + 1, 'l_pix': float(i)}) for i in range(3 * MOST_POINTS)))
+    path.write_text(''.join(json.dumps({'iter': i + 1, 'l_pix': float(i)}) + '\n' for i in range(3 * MOST_POINTS)))
     iterations, values = read_log(path)[0]['l_pix']
     assert len(values) == MOST_POINTS and iterations[-1] == 3 * MOST_POINTS
     assert np.mean(values) == pytest.approx((3 * MOST_POINTS - 1) / 2)
@@ -167,11 +185,11 @@ def test_seeds_of_a_grid_have_stages_of_their_own(own_results):
 
 def test_published_figures_in_several_metrics_count_with_their_first(own_results):
     change(own_results, lambda c: c['rows'][2].update(published={'Set5': [37.33, 0.9587]}))
-    assert read_evaluation(own_results).row('laplace').published == {'Set5': 37.33}
+    assert read_evaluation(own_results).row('laplace').published_values('Set5')[0] == 37.33
 
 
 def test_a_package_that_is_missing_is_named(results, monkeypatch, capsys):
-    monkeypatch.setattr('pisr_plugin.report.cli.NEEDED', ('json', 'no_such_package'))
+    monkeypatch.setattr('pisr_plugin.cli.report.NEEDED', ('json', 'no_such_package'))
     assert main([str(results)]) == 2
     assert 'pip install no_such_package' in capsys.readouterr().err
 
@@ -186,21 +204,22 @@ def test_a_wave_peaks_at_its_frequency_whatever_the_pixel_pitch():
     columns = np.arange(128)
     for pitch, cycles in ((1.0, 0.25), (0.5, 0.125)):
         plane = np.tile(np.sin(2 * np.pi * cycles * columns), (64, 1))
-        frequencies, magnitudes = spectrum(View('lr', '', plane, plane, pitch))
+        frequencies, magnitudes = spectrum(CompactFeature('lr', '', plane, plane, pitch))
         assert frequencies[magnitudes.argmax()] == pytest.approx(0.25, abs=0.01)
 
 
 def test_views_are_those_of_the_trained_teachers(results):
     content = gather(read_evaluation(results), images=['baby'])
-    assert [view.kind for view in content.views] == ['lr', 'imitation', 'free', 'hr']
+    features, maps = content.sections['compact_feature'].features, content.sections['scale_map'].maps
+    assert [feature.kind for feature in features] == ['lr', 'imitation', 'free', 'hr']
     net = build_network(TEACHER)
     checkpoint.load_network(net, results.parents[1] / 'experiments/laplace/teacher/models/net_t_latest.pth')
-    lr, compact, _, hr = content.views
+    lr, compact, _, hr = features
     with torch.no_grad():
         expected = net.encoder(torch.from_numpy(hr.plane)[None, None])[0, 0].numpy()
     assert np.allclose(compact.plane, expected, atol=1e-6) and compact.plane.shape == lr.plane.shape
-    assert [entry.values.shape for entry in content.maps] == [lr.plane.shape]
-    assert content.maps[0].title == EVIL and content.maps[0].values.min() > 0
+    assert [entry.values.shape for entry in maps] == [lr.plane.shape]
+    assert maps[0].title == EVIL and maps[0].values.min() > 0
 
 
 def test_what_is_missing_is_left_out_with_a_sentence(own_results, capsys):
@@ -212,12 +231,12 @@ def test_what_is_missing_is_left_out_with_a_sentence(own_results, capsys):
     for sentence in (
         'No pictures were saved',
         'None of the runs left a log',
-        'No student comes with its PSNR',
+        'No student has PSNR',
         'no picture to show it on',
+        'pictures that the results name do not exist',
     ):
         assert sentence in page
     assert 'Bokeh' not in page
-    assert 'pictures that the results name' in page
     assert 'Left out: No pictures' in capsys.readouterr().out
 
 
@@ -226,8 +245,8 @@ def test_a_damaged_checkpoint_costs_one_part_only(own_results, damage):
     path = own_results.parents[1] / 'experiments/laplace/student/models' / damage
     path.write_bytes(b'nothing')
     content = gather(read_evaluation(own_results), 1)
-    assert not content.maps and damage in content.notes['scale']
-    assert content.views and content.curves
+    assert damage in content.notes['scale_map']
+    assert {'compact_feature', 'curves'} <= content.sections.keys()
 
 
 def test_the_page_is_whole_and_escaped(results, tmp_path):
@@ -254,20 +273,20 @@ def test_figures_for_papers_are_repeatable(results, tmp_path, capsys):
 
 
 def test_names_in_the_trade_off_do_not_cover_each_other():
-    own = [figures.Mark(f'row {i}', 13e3, 6e9, 37.2 + i / 50, i) for i in range(4)]
-    figure = figures.tradeoff(own, published.points(2), 'Set5', figures.PAPER)
+    own = [NetworkPoint(f'row {i}', 13e3, 6e9, 37.2 + i / 50, i) for i in range(4)]
+    figure = trade_off(own, published.points(2), 'Set5', PAPER)
     texts = figure.axes[0].texts
     assert len(texts) == len(own) + len(published.points(2))
     figure.draw_without_rendering()
-    boxes = [figures.Text.get_window_extent(text) for text in texts]
+    boxes = [plotting.Text.get_window_extent(text) for text in texts]
     covering = [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.shrunk(0.9, 0.9).overlaps(b)]
     assert covering == []
 
 
 def test_of_many_networks_of_equal_cost_the_best_and_the_worst_are_named():
-    own = [figures.Mark(f'row {i}', 13e3, 6e9, 37.2 + i / 50, i) for i in range(6)]
-    own.append(figures.Mark('larger', 99e3, 9e9, 37.25, 6))
-    figure = figures.tradeoff(own, [], 'Set5', figures.PAPER)
+    own = [NetworkPoint(f'row {i}', 13e3, 6e9, 37.2 + i / 50, i) for i in range(6)]
+    own.append(NetworkPoint('larger', 99e3, 9e9, 37.25, 6))
+    figure = trade_off(own, [], 'Set5', PAPER)
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ['larger', 'row 0', 'row 5']
 
 
@@ -299,3 +318,30 @@ def test_numbers_read_as_in_papers():
 def test_wrong_images_raise_the_plugins_error(results):
     with pytest.raises(OptionsError, match='no pictures of it were saved'):
         choose(read_evaluation(results), 1, ['nowhere'])
+
+
+def test_a_chart_of_one_cost_is_left_out(own_results):
+    """One dot compares nothing; Set14 at x2 alone would still have the published networks."""
+    change(own_results, lambda c: c.update(scale=8))
+    assert 'nothing to compare' in gather(read_evaluation(own_results)).notes['cost']
+
+
+def test_the_headline_names_rows_below_bicubic(own_results):
+    assert 'Below bicubic' not in render(gather(read_evaluation(own_results), 0))
+    change(own_results, lambda c: c['rows'][1]['sets']['Set14']['mean'].update(psnr=29.5))
+    page = render(gather(read_evaluation(own_results), 0))
+    headline = page[page.index('<h1>') : page.index('id="results"')]
+    below = headline[headline.index('Below bicubic') :]
+    assert 'PSNR' in below and 'Baseline on Set14 (\N{MINUS SIGN}0.50)' in below and 'Set5' not in below
+
+
+def test_a_lower_metric_counts_the_other_way(own_results):
+    def edit(content):
+        content['metrics'] = {'ssim': 'lower'}
+        content['rows'][1]['sets']['Set5']['mean']['ssim'] = 0.95
+
+    change(own_results, edit)
+    evaluation = read_evaluation(own_results)
+    summary = gather(evaluation, 0).sections['summary']
+    assert ('baseline', 'Set5') in [(row.name, name) for row, name, _ in summary.below]
+    assert dict(summary.best())['Set14'].name == 'baseline'

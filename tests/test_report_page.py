@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_sample import EVIL, make_results
 
-from pisr_plugin.report.cli import main
+from pisr_plugin.cli.report import main
+from tests.report_sample import EVIL, make_results
 
 sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
 CHROMIUM = os.environ.get('CHROMIUM') or next(
@@ -58,10 +58,10 @@ def opened(browser, report):
     assert problems == []
 
 
-def drawn(page, kind: str = 'losses'):
-    """The plot of a kind once its curves are those that are chosen."""
-    page.wait_for_selector(f'.plot-box[data-kind={kind}] .plot[aria-busy=false]')
-    return page.locator(f'.plot-box[data-kind={kind}] .plot')
+def drawn(page, term: str = 'l_pix'):
+    """The plot of a term once its curves are those that are chosen."""
+    page.wait_for_selector(f'[data-term={term}] .plot[aria-busy=false]')
+    return page.locator(f'[data-term={term}] .plot')
 
 
 def pixels(page, selector: str) -> bytes:
@@ -90,7 +90,7 @@ def test_any_two_pictures_of_any_image_can_be_compared(opened):
     page.select_option('#viewer-before', label='ground truth')
     assert over.get_attribute('alt').endswith('ground truth')
     page.select_option('#viewer-image', index=1)
-    assert over.get_attribute('alt') == 'zebra, ground truth'  # the choice stays
+    assert over.get_attribute('alt') == 'Set14 · zebra, ground truth'  # the choice stays
     assert page.locator('#viewer-after option').count() == 5
     assert page.evaluate('[...document.querySelectorAll(".stage img")].every((i) => i.complete && i.naturalWidth)')
 
@@ -175,17 +175,18 @@ def test_the_theme_follows_the_system_and_the_button(opened):
 
 def test_curves_are_chosen_and_read_by_keyboard(opened):
     page = opened()
-    plot = page.locator('.plot-box[data-kind=losses] .plot')
+    plot = drawn(page)
     runs, terms = page.locator('#curve-runs input'), page.locator('.plot-box[data-kind=losses] .chips input')
     assert (runs.count(), terms.count()) == (3, 2)
-    shown = int(plot.get_attribute('data-series'))
-    terms.first.focus()
+    assert plot.get_attribute('data-series') == '2'
+    terms.last.focus()
     page.keyboard.press('Space')
-    assert int(plot.get_attribute('data-series')) == shown // 2
-    page.locator('.plot-box[data-kind=losses] .log').uncheck()  # the other term is below 0
-    drawn(page).focus()
+    assert plot.is_visible() and not page.locator('[data-term=l_distill_body]').is_visible()
+    runs.last.uncheck(force=True)
+    assert drawn(page).get_attribute('data-series') == '1'
+    plot.focus()
     page.keyboard.press('End')
-    readout = page.locator('.plot-box[data-kind=losses] .readout')
+    readout = page.locator('[data-term=l_pix] .readout')
     assert readout.inner_text().startswith('iteration 200')
     page.keyboard.press('Home')
     assert readout.inner_text().startswith('iteration 20\n')
@@ -194,17 +195,56 @@ def test_curves_are_chosen_and_read_by_keyboard(opened):
     assert 'Choose a run' in plot.inner_text()
 
 
+def test_every_term_has_its_own_scale(opened):
+    """On one log axis a weak term looks flat, and one that is not above 0 is missing."""
+    page = opened()
+    captions = [
+        drawn(page, term).locator('..').locator('figcaption').inner_text() for term in ('l_pix', 'l_distill_body')
+    ]
+    assert captions[0].endswith('0.05000 → 0.005000') and captions[1].endswith('-2.00e-4 → -0.002000, linear scale')
+
+
+def test_error_maps_take_the_place_of_the_pictures(opened):
+    page = opened()
+    picture = page.locator('#viewer-compare .over')
+    before = picture.get_attribute('src')
+    page.locator('#viewer-errors').check()
+    page.wait_for_selector('#viewer-crops[data-drawn=errors]')
+    assert picture.get_attribute('src') != before and picture.get_attribute('alt').endswith('error map')
+    values = """(name) => {
+        const canvas = document.querySelector(`#viewer-crops canvas[data-name="${name}"]`);
+        const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+        const sum = data.filter((_, i) => i % 4 === 0).reduce((a, b) => a + b, 0);
+        return [sum, data[0] === data[1] && data[1] === data[2]];
+    }"""
+    truth, bicubic, better = (page.evaluate(values, name) for name in ('', 'bicubic', 'laplace'))
+    assert truth == [0, True] and bicubic[0] > 1.5 * better[0] > 0 and bicubic[1]
+    page.locator('#viewer-errors').uncheck()
+    page.wait_for_selector('#viewer-crops[data-drawn=pictures]')
+    assert picture.get_attribute('src') == before
+
+
+def test_roles_are_those_that_elements_may_have(opened):
+    """A figure with a caption has no other role, and a list holds list items."""
+    page = opened()
+    assert page.locator('figure[role]').count() == 0
+    assert page.evaluate(
+        '[...document.querySelectorAll("ul")].every((l) => [...l.children].every((c) => c.tagName === "LI"))'
+    )
+    assert page.locator('#viewer-crops > li > figure').count() == 5
+
+
 def test_curves_are_read_and_enlarged_by_mouse(opened):
     page = opened()
     plot = drawn(page)
-    readout = page.locator('.plot-box[data-kind=losses] .readout')
+    readout = page.locator('[data-term=l_pix] .readout')
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     page.mouse.move(box['x'] + 0.5 * box['width'], box['y'] + 100)
     page.wait_for_function('(e) => e.textContent.startsWith("iteration")', arg=readout.element_handle())
-    assert 'l_pix' in readout.inner_text()
+    assert '0.0' in readout.inner_text()
     page.mouse.move(0, 0)
-    page.wait_for_function('(e) => e.textContent.startsWith("To read")', arg=readout.element_handle())
+    page.wait_for_function('(e) => e.textContent === ""', arg=readout.element_handle())
     whole = plot.screenshot()
     page.mouse.move(box['x'] + 0.4 * box['width'], box['y'] + 40)
     page.mouse.down()
@@ -222,7 +262,7 @@ def test_curves_are_read_and_enlarged_by_mouse(opened):
 def test_curves_are_read_by_touch_and_let_the_page_scroll(opened):
     page = opened(width=390, has_touch=True, is_mobile=True)
     drawn(page).tap()
-    readout = page.locator('.plot-box[data-kind=losses] .readout')
+    readout = page.locator('[data-term=l_pix] .readout')
     page.wait_for_function('(e) => e.textContent.startsWith("iteration")', arg=readout.element_handle())
     on_top = """(host) => {
         const box = host.getBoundingClientRect();

@@ -6,10 +6,11 @@ import torch
 import yaml
 from PIL import Image
 
-from pisr_plugin import checkpoint
-from pisr_plugin.analysis.representation import main, principal, representations, told_apart
 from pisr_plugin.archs.kdsr_arch import KDSRStudent, KDSRTeacher
-from pisr_plugin.data.blurred_dataset import BlurredImageDataset
+from pisr_plugin.cli.representation import main
+from pisr_plugin.data.datasets.blurred_image_dataset import BlurredImageDataset
+from pisr_plugin.diagnostics.representation import nearest_centroid_accuracy, principal, representations
+from pisr_plugin.inference import checkpoint
 
 SIZE = {'num_feat': 4, 'num_block': 1, 'num_estimator_block': 1, 'upscale': 4}
 WIDTHS = [1.0, 2.0, 4.0]
@@ -76,10 +77,10 @@ def test_told_apart():
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(5, 8, generator=generator)
     noise = torch.randn(12, 5, 8, generator=generator)
-    assert told_apart(centres + 0.01 * noise) == 1
-    assert told_apart(noise) < 0.5
+    assert nearest_centroid_accuracy(centres + 0.01 * noise) == 1
+    assert nearest_centroid_accuracy(noise) < 0.5
     # An image's own representation does not vote for itself: these two only ever tell the opposite of each other.
-    assert told_apart(torch.tensor([[[1.0], [-1.0]], [[-1.0], [1.0]]])) == 0
+    assert nearest_centroid_accuracy(torch.tensor([[[1.0], [-1.0]], [[-1.0], [1.0]]])) == 0
 
 
 def test_principal_components_keep_the_largest_distances():
@@ -107,7 +108,7 @@ def test_table_and_picture(runs, capsys):
 @pytest.mark.parametrize(
     ('change', 'told'),
     [
-        ({'runs': ['nowhere']}, 'nowhere/options.yml: No such file'),
+        ({'runs': ['nowhere']}, 'nowhere/options.yml: does not exist'),
         ({'--tap': 'E.nothing'}, 'E.nothing'),
         ({'--hr': 'empty'}, 'empty'),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pisr_plugin.resize import enlarge, imresize, imresize_uint8
+from pisr_plugin.utils.resize import bicubic_upsample, imresize, imresize_uint8
 
 SCALES = [2, 3, 4, 1 / 2, 1 / 3, 1 / 4]
 ODD_SCALES = [1, 1.5, 0.75, 2 / 3]
@@ -160,11 +160,11 @@ def test_bicubic_is_a_network_without_parameters():
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (2, 3), (9, 14)], ids=str)
 def test_enlarge_is_imresize(scale, size):
     x = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(enlarge(x, scale), imresize(x, scale), rtol=0, atol=1e-14)
+    torch.testing.assert_close(bicubic_upsample(x, scale), imresize(x, scale), rtol=0, atol=1e-14)
     weights = torch.rand(2, 3, size[0] * scale, size[1] * scale, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((enlarge(x, scale) * weights).sum(), x)
+    (gradient,) = torch.autograd.grad((bicubic_upsample(x, scale) * weights).sum(), x)
     (expected,) = torch.autograd.grad((imresize(x, scale) * weights).sum(), x)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-13)
     half = x.detach().bfloat16()
-    assert enlarge(half, scale).dtype == torch.bfloat16
-    torch.testing.assert_close(enlarge(half, scale), imresize(half, scale), rtol=0.01, atol=0.01)
+    assert bicubic_upsample(half, scale).dtype == torch.bfloat16
+    torch.testing.assert_close(bicubic_upsample(half, scale), imresize(half, scale), rtol=0.01, atol=0.01)

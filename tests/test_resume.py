@@ -1,6 +1,5 @@
 """A run that is killed, wherever it is, and resumed ends as one that never stopped."""
 
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pisr_plugin import checkpoint
-from pisr_plugin.engine.states import States
+from pisr_plugin.engine.training_states import TrainingStates
+from pisr_plugin.inference import checkpoint
 from tests.processes import TRAIN, outputs, random_seconds, start, start_ranks, wait_for_progress
+from tests.runs import ENDS, assert_same, reports
 
 TOTAL = 16
 DROPOUT_NETWORK = """
@@ -27,10 +27,12 @@ class DropoutNet(nn.Sequential):
         self.shuffle = nn.PixelShuffle(upscale)
 """
 DROPOUT = ['network_g={type: DropoutNet, num_in_ch: 1, num_feat: 6, upscale: 2}', 'train:distill_opt:body:student=body']
-SETTINGS = {'FSRCNN, no workers': (0, []), 'dropout, two workers': (2, DROPOUT)}
-
-# 130 once it takes signals itself; before that it has nothing to save
-ENDS = (130, 0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+SOAP = [
+    'network_g={type: FSRCNN, d: 8, s: 4, m: 1, upscale: 2}',
+    'train:optim_g={type: SOAP, lr: 3e-3, betas: [0.95, 0.98], precondition_frequency: 3}',
+    'train:warmup_iter=6',
+]
+SETTINGS = {'FSRCNN, no workers': (0, []), 'dropout, two workers': (2, DROPOUT), 'SOAP, warm-up': (0, SOAP)}
 
 
 @pytest.fixture
@@ -63,27 +65,6 @@ def put_aside(folder: str = 'experiments') -> Path:
     return Path(shutil.move(folder, f'unbroken_{folder}'))
 
 
-def assert_same(found, expected, place=''):
-    assert type(found) is type(expected), place
-    if isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), place
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys(), place
-        for key in expected:
-            assert_same(found[key], expected[key], f'{place}.{key}')
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), place
-        for i, pair in enumerate(zip(found, expected)):
-            assert_same(*pair, f'{place}[{i}]')
-    else:
-        assert found == expected, place
-
-
-def reports(folder):
-    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ('time', 'data_time')} for line in lines]
-
-
 def assert_same_runs(unbroken: Path, resumed: Path = Path('experiments')) -> None:
     """Compares all networks, averages, optimisers, schedules, random states, best and reported figures."""
     for stage in ('teacher', 'student'):
@@ -102,7 +83,7 @@ def test_a_stop_leaves_nothing_behind_that_an_unbroken_run_would_not(tmp_path):
                 file.parent.mkdir(exist_ok=True)
                 file.touch()
 
-    states = States(tmp_path, 'net_g')
+    states = TrainingStates(tmp_path, 'net_g')
     save(8, 10, 12, 13)
     states.prune(3, 13, 2, best={8})  # stopped there: a run goes on from it
     assert states.iterations() == [13, 12, 10]

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from pisr_plugin.data.sampling import Draws, Sampling
+from pisr_plugin.data.datasets.patches import SampleDraws
+from pisr_plugin.data.loading.sampler import InfiniteSampler
 
 
 def joined(draws):
-    return Draws(*(np.concatenate(parts) for parts in zip(*draws)))
+    return SampleDraws(*(np.concatenate(parts) for parts in zip(*draws)))
 
 
 def same(one, other):
@@ -15,7 +16,7 @@ def same(one, other):
 
 
 def test_shapes_and_ranges():
-    draws = joined(Sampling(7, 5, seed=3)(iteration) for iteration in range(400))
+    draws = joined(InfiniteSampler(7, 5, seed=3)(iteration) for iteration in range(400))
     assert draws.indices.dtype == draws.seeds.dtype == np.int64 and draws.uniform.dtype == np.float64
     assert draws.indices.shape == draws.seeds.shape == (2000,) and draws.uniform.shape == (2000, 3)
     assert set(draws.indices) == set(range(7))
@@ -26,7 +27,7 @@ def test_shapes_and_ranges():
 
 @pytest.mark.parametrize('num_images, batch_size', [(10, 4), (3, 16), (1, 1), (8, 8)])
 def test_each_epoch_visits_every_image_once(num_images, batch_size):
-    sampling = Sampling(num_images, batch_size, seed=1)
+    sampling = InfiniteSampler(num_images, batch_size, seed=1)
     order = joined(sampling(iteration) for iteration in range(40)).indices
     epochs = [tuple(order[first : first + num_images]) for first in range(0, len(order) - num_images, num_images)]
     assert all(sorted(epoch) == list(range(num_images)) for epoch in epochs)
@@ -36,35 +37,42 @@ def test_each_epoch_visits_every_image_once(num_images, batch_size):
 
 
 def test_any_iteration_can_be_asked_for_at_any_time():
-    sampling = Sampling(11, 4, seed=5)
+    sampling = InfiniteSampler(11, 4, seed=5)
     forwards = [sampling(iteration) for iteration in range(30)]
     for iteration in reversed(range(30)):
         assert same(sampling(iteration), forwards[iteration])
-        assert same(Sampling(11, 4, seed=5)(iteration), forwards[iteration])
-    assert same(Sampling(11, 4, 0)(10**12), Sampling(11, 4, 0)(10**12))  # far behind a real training's end
+        assert same(InfiniteSampler(11, 4, seed=5)(iteration), forwards[iteration])
+    assert same(
+        InfiniteSampler(11, 4, 0)(10**12), InfiniteSampler(11, 4, 0)(10**12)
+    )  # far behind a real training's end
 
 
 def test_ranks_share_what_one_would_see():
-    whole = Sampling(11, 16, seed=5)
+    whole = InfiniteSampler(11, 16, seed=5)
     for world_size in (2, 4):
-        ranks = [Sampling(11, 16 // world_size, 5, rank, world_size) for rank in range(world_size)]
+        ranks = [InfiniteSampler(11, 16 // world_size, 5, rank, world_size) for rank in range(world_size)]
         for iteration in range(5):
             assert same(joined(rank(iteration) for rank in ranks), whole(iteration))
             assert all(rank.epoch(iteration) == whole.epoch(iteration) for rank in ranks)
 
 
 def test_small_batches_make_up_a_large_one():
-    small, large = Sampling(11, 4, 5), Sampling(11, 16, 5)
+    small, large = InfiniteSampler(11, 4, 5), InfiniteSampler(11, 16, 5)
     assert same(joined(small(number) for number in range(8, 12)), large(2))
 
 
 def test_seeds_differ():
-    draws = [Sampling(100, 50, seed)(0) for seed in (0, 1, -1, 2**60)]
+    draws = [InfiniteSampler(100, 50, seed)(0) for seed in (0, 1, -1, 2**60)]
     assert len({tuple(draw.indices) for draw in draws}) == len({tuple(draw.seeds) for draw in draws}) == 4
-    assert not np.array_equal(Sampling(100, 50, 0)(0).uniform, Sampling(100, 50, 0)(1).uniform)
+    assert not np.array_equal(InfiniteSampler(100, 50, 0)(0).uniform, InfiniteSampler(100, 50, 0)(1).uniform)
 
 
 @pytest.mark.parametrize('values', [(0, 1, 0), (1, 0, 0), (1, 1, 0, 1, 1), (1, 1, 0, -1, 1)])
 def test_senseless_values(values):
     with pytest.raises(ValueError, match='Expected'):
-        Sampling(*values)
+        InfiniteSampler(*values)
+
+
+def test_a_seed_is_taken_as_a_word_of_64_bits():
+    draws = [InfiniteSampler(7, 5, seed=seed)(9) for seed in (3, 3 + 2**64, 3 - 2**64)]
+    assert same(draws[0], draws[1]) and same(draws[0], draws[2])

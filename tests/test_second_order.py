@@ -8,20 +8,19 @@ import pytest
 import torch
 from basicsr.data import build_dataset
 from basicsr.models import build_model, realesrgan_model
-from conftest import make_images
-from test_model import options
 from torch.nn import functional as F
 
-from pisr_plugin.data.build import PairOptions, build
-from pisr_plugin.data.check import check_dataset
-from pisr_plugin.data.degradations import build_degradation
-from pisr_plugin.data.feed import make_feed
-from pisr_plugin.data.second_order import SecondOrderDegradation
-from pisr_plugin.engine.recipe import compose
-from pisr_plugin.engine.schema import check_options
-from pisr_plugin.engine.stages import unroll
-from pisr_plugin.errors import DataError, OptionsError
-from tests.conftest import ROOT
+from pisr_plugin.config.compose import compose
+from pisr_plugin.config.schema import check_options
+from pisr_plugin.config.stages import unroll
+from pisr_plugin.data.datasets.check import check_dataset
+from pisr_plugin.data.loading.train_loader import build_train_loader
+from pisr_plugin.data.prepare.build import PairOptions, build
+from pisr_plugin.degradations.real_esrgan import SecondOrderDegradation
+from pisr_plugin.degradations.registry import build_degradation
+from pisr_plugin.utils.errors import DataError, OptionsError
+from tests.conftest import ROOT, make_images
+from tests.test_model import options
 
 SMALL = {'scale': 2, 'gt_size': 64}
 PULSE = torch.zeros(21, 21)
@@ -125,7 +124,7 @@ def test_the_published_ranges_reach_basicsr(monkeypatch):
     monkeypatch.setattr(realesrgan_model, 'random_add_poisson_noise_pt', noise('poisson', 'scale_range'))
     monkeypatch.setattr(realesrgan_model.F, 'interpolate', resize)
     monkeypatch.setattr(realesrgan_model, 'filter2D', blur)
-    monkeypatch.setattr('pisr_plugin.data.second_order.DiffJPEG.forward', compress)
+    monkeypatch.setattr('pisr_plugin.degradations.real_esrgan.DiffJPEG.forward', compress)
     count = 1000
     SecondOrderDegradation(scale=4, gt_size=80)(make_batch(size=80, count=count), 1)
 
@@ -142,6 +141,29 @@ def test_the_published_ranges_reach_basicsr(monkeypatch):
     quality = np.array(noted['quality'])
     assert quality.min() == pytest.approx(30, abs=1) and quality.max() == pytest.approx(95, abs=1)
     assert noted['blurs'] / count == pytest.approx(2.8, abs=0.05)  # the first, the second at times, the sinc filter
+
+
+def test_ranks_together_make_the_batch_of_one_process(monkeypatch):
+    gt = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    make, batch = SecondOrderDegradation(**SMALL, seed=7), make_batch(gt=gt)
+    whole = make(batch, 5)
+    for rank in range(2):
+        monkeypatch.setattr('pisr_plugin.degradations.registry.get_dist_info', lambda rank=rank: (rank, 2))
+        part = make({key: value[2 * rank : 2 * rank + 2] for key, value in batch.items()}, 5)
+        assert all(torch.equal(part[key], whole[key][2 * rank : 2 * rank + 2]) for key in ('lq', 'gt'))
+
+
+def test_cudnn_does_not_tune_itself_for_random_sizes(monkeypatch):
+    noted = []
+
+    def note(self, data):
+        noted.append(torch.backends.cudnn.benchmark)
+        return data['gt'], data['gt']
+
+    monkeypatch.setattr('pisr_plugin.degradations.real_esrgan._Synthesis.pair', note)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
+    SecondOrderDegradation(**SMALL)(make_batch(), 1)
+    assert noted == [False] * 3 and torch.backends.cudnn.benchmark
 
 
 @pytest.mark.gpu
@@ -161,14 +183,17 @@ def test_on_a_gpu_it_is_as_reproducible_and_leaves_the_cpu_usable():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'gt_size': 63}, 'gt_size: found 63, possible: multiples of the scale, 2'),
-        ({'resize_prob': [1, 2]}, r'resize_prob: found \[1, 2\], possible: three weights'),
-        ({'resize_range2': [1.1, 1.5]}, r'resize_range2: found \[1.1, 1.5\], possible: a factor of at most 1'),
-        ({'resize_range': [0, 1.5]}, r'resize_range: found \[0, 1.5\]'),
-        ({'gaussian_noise_prob': 2}, 'gaussian_noise_prob: found 2, possible: 0 to 1'),
-        ({'noise_range': [30, 1]}, r'noise_range: found \[30, 1\]'),
-        ({'jpeg_range2': [0, 95]}, r'jpeg_range2: found \[0, 95\], possible: qualities of 1 to 99'),
-        ({'jpeg_range': [30, 100]}, r'jpeg_range: found \[30, 100\], possible: qualities of 1 to 99'),
+        ({'gt_size': 63}, r'gt_size: impossible value \(found 63\). Expected a multiple of 2'),
+        ({'resize_prob': [1, 2]}, r'resize_prob: impossible value \(found \[1, 2\]\). Expected three weights'),
+        ({'resize_prob': 1}, r'resize_prob: impossible value \(found 1\)'),
+        ({'resize_prob2': [float('nan')] * 3}, 'resize_prob2: impossible value'),
+        ({'resize_range': [0.5, 1e9]}, 'resize_range: impossible value'),
+        ({'resize_range2': [1.1, 1.5]}, r'resize_range2: impossible value \(found \[1.1, 1.5\]\).*contains 1'),
+        ({'resize_range': [0, 1.5]}, r'resize_range: impossible value \(found \[0, 1.5\]\)'),
+        ({'gaussian_noise_prob': 2}, r'gaussian_noise_prob: impossible value \(found 2\).*from 0 to 1'),
+        ({'noise_range': [30, 1]}, r'noise_range: impossible value \(found \[30, 1\]\)'),
+        ({'jpeg_range2': [0, 95]}, r'jpeg_range2: impossible value \(found \[0, 95\]\).*from 1 to 99'),
+        ({'jpeg_range': [30, 100]}, r'jpeg_range: impossible value \(found \[30, 100\]\).*from 1 to 99'),
         ({'jpeg': [30, 95]}, "unexpected keyword argument 'jpeg'"),
     ],
 )
@@ -219,7 +244,9 @@ def test_the_feed_gives_the_same_batches_whatever_the_number_of_workers(folder, 
     check_dataset(data, 'datasets.train', 4)
     runs = []
     for workers, start in ((0, 0), (2, 0), (0, 1)):
-        with make_feed(build_dataset(data), {**data, 'num_worker_per_gpu': workers}, seed=5, start_iter=start) as feed:
+        with build_train_loader(
+            build_dataset(data), {**data, 'num_worker_per_gpu': workers}, seed=5, start_iter=start
+        ) as feed:
             runs.append([next(feed) for _ in range(2)])
     assert runs[0][0]['gt'].shape == (2, 3, 400, 400) and runs[0][0]['kernel1'].shape == (2, 21, 21)
     for one, other in zip([*runs[0], runs[0][1]], [*runs[1], runs[2][0]], strict=True):
@@ -234,7 +261,7 @@ def test_the_feed_gives_the_same_batches_whatever_the_number_of_workers(folder, 
     [
         ({'meta_info': None}, OptionsError, 'datasets.train.meta_info: missing'),
         ({'meta_info': 'none.txt'}, DataError, 'datasets.train.meta_info: none.txt: No such file'),
-        ({'meta_info': 'other.txt'}, DataError, 'datasets.train.meta_info: it lists 7.png, not in '),
+        ({'meta_info': 'other.txt'}, DataError, r'meta_info: it lists images that are not in .*found 7.png'),
         ({'meta_info': 'empty.txt'}, DataError, 'empty.txt lists no images'),
     ],
 )
@@ -262,5 +289,5 @@ def test_what_the_dataset_lacks_or_does_not_know_is_told():
 def test_a_dataset_without_lr_images_needs_a_degradation():
     model = build_model(options(datasets={'train': {'type': 'RealESRGANDataset', 'color': 'y', 'gt_size': 16}}))
     model.feed_data({'gt': torch.rand(1, 1, 16, 16), 'kernel1': torch.rand(1, 21, 21)})
-    with pytest.raises(OptionsError, match='RealESRGANDataset gives gt, kernel1 and no lq; train.degradation'):
+    with pytest.raises(OptionsError, match='RealESRGANDataset gives no lq .found gt, kernel1.'):
         model.optimize_parameters(1)

@@ -6,11 +6,14 @@ from copy import deepcopy
 import pytest
 import torch
 from basicsr.models import build_model
-from test_model import BODY, options, step
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pisr_plugin.errors import OptionsError
+from pisr_plugin.inference import checkpoint
+from pisr_plugin.models.optim import OptimizerStep
+from pisr_plugin.models.optimizers import runs_fused
+from pisr_plugin.utils.errors import OptionsError
+from tests.test_model import BODY, options, step
 
 
 class Operators(TorchDispatchMode):
@@ -70,8 +73,8 @@ def test_a_step_costs_half_the_flops_of_one_with_the_teachers_graph():
 def test_the_teacher_makes_no_graph(batch):
     model = build()
     model.feed_data(batch)
-    targets = model.training_step.targets(model.batch)
-    assert targets and all(value.grad_fn is None and not value.requires_grad for value in targets.values())
+    features = model.training_step.teacher_features(model.batch)
+    assert features and all(value.grad_fn is None and not value.requires_grad for value in features.values())
 
 
 def test_the_teacher_stops_at_the_last_of_several_taps(batch):
@@ -120,6 +123,12 @@ def test_losses_and_gradients_agree(batch, train, tolerance):
         torch.testing.assert_close(b, a, atol=1e-3 if 'amp' in str(train) else 1e-6, rtol=1e-5)
 
 
+def test_only_a_compiled_step_is_compiled(batch):
+    for compiles in (False, True):
+        step = build_model(options(train={'compile': compiles})).training_step
+        assert (step._compute is step.training_losses) != compiles
+
+
 def test_a_compiled_step_agrees(batch):
     compare(batch, 1e-5, compile=True)
 
@@ -128,7 +137,7 @@ def test_fp16_scales_the_loss_and_undoes_it(batch):
     model = build(amp='fp16', grad_clip=100.0)
     plain = build()
     assert step(model, batch)['l_pix'] == pytest.approx(step(plain, batch)['l_pix'], rel=1e-2)
-    assert model.updates[0].scaler.get_scale() > 1
+    assert model.optimizer_steps[0].scaler.get_scale() > 1
     for ours, expected in zip(gradients(model), gradients(plain)):
         assert (ours - expected).norm() <= 0.05 * expected.norm() + 1e-6
 
@@ -190,6 +199,7 @@ def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):
     step(model, batch)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_a_captured_step_makes_the_same_weights(batch):
     def run(**train):
@@ -204,3 +214,95 @@ def test_a_captured_step_makes_the_same_weights(batch):
     assert captured.step.graph is not None
     for a, b in zip(plain.linked.parameters(), captured.linked.parameters()):
         torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_a_step_that_cannot_be_recorded_runs_on(batch):
+    """RMSprop with loss scaling reads back whether to step, which no recording allows; dropout draws on the GPU."""
+    train = {'cuda_graph': True, 'amp': 'fp16', 'grad_clip': 1.0, 'optim_g': {'type': 'RMSprop', 'lr': 1e-4}}
+    model = build_model(options(num_gpu=1, train=train))
+    dropout = torch.nn.Dropout(0.1)
+    model.net.expanding.register_forward_hook(lambda _, args, output: dropout(output))
+    for current_iter in range(1, 8):
+        step(model, batch, current_iter)
+    assert not model.step.usable and model.step.graph is None
+
+
+# ------------------------------------------------------------------------------------------ optimizers
+
+
+class OnlyBuildsFused(torch.optim.SGD):
+    """As Adagrad on CUDA: its fused form can be built and raises in its first step."""
+
+    def step(self, closure=None):
+        if self.param_groups[0]['fused']:
+            raise RuntimeError('no fused kernel for this device')
+        return super().step(closure)
+
+
+def test_an_optimizer_is_fused_only_where_that_runs():
+    cpu = torch.device('cpu')
+    assert runs_fused(torch.optim.Adam, cpu)
+    assert not runs_fused(OnlyBuildsFused, cpu) and not runs_fused(torch.optim.RMSprop, cpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('optimizer', ['Adagrad', 'Adam', 'AdamW', 'SGD', 'RMSprop'])
+def test_optimizers_step_on_a_gpu(batch, optimizer):
+    step(build_model(options(num_gpu=1, train={'optim_g': {'type': optimizer, 'lr': 1e-3}})), batch)
+
+
+def test_scaling_starts_again_after_a_step_that_was_broken_off():
+    parameter = torch.ones(2, requires_grad=True)
+    one = OptimizerStep(torch.optim.SGD([parameter], lr=0.1), clip=1.0, scale=True)
+    scale = one.scaler.get_scale()
+    one.backward(parameter.sum())
+    one.scaler.unscale_(one.optimizer)  # a recording that fails ends here
+    one.restart_scaling()
+    one.zero_grad()
+    one.backward(parameter.sum())
+    one(parameter.sum().detach())
+    assert one.scaler.get_scale() == scale and torch.allclose(parameter, torch.ones(2) - 0.1 / 2**0.5)
+
+
+def test_a_resumed_run_computes_in_the_form_of_its_own_options(batch, tmp_path):
+    """A state of a run without cuda_graph must not switch off what recording needs."""
+
+    def model(**form):
+        path = {'models': str(tmp_path), 'training_states': str(tmp_path)}
+        optim = {'type': 'Adam', 'lr': 1e-3, **form}
+        train = {'distill_opt': None, 'optim_g': optim}
+        return build_model(options(name='s', manual_seed=0, network_t=None, path=path, train=train))
+
+    first = model(foreach=True)
+    step(first, batch)
+    first.save(0, 1)
+    again = model(fused=True, betas=(0.5, 0.6))
+    again.resume_training(checkpoint.load_training_state(tmp_path / '1.state'))
+    group = again.optimizer_g.param_groups[0]
+    assert group['fused'] and not group['foreach'] and tuple(group['betas']) == (0.9, 0.999)
+    step(again, batch, 2)
+
+
+# ------------------------------------------------------------------------------------------ values out of range
+
+
+@pytest.mark.parametrize(
+    'train, option',
+    [
+        ({'ema_decay': float('nan')}, 'train.ema_decay'),
+        ({'ema_decay': 2}, 'train.ema_decay'),
+        ({'ema_decay': -0.1}, 'train.ema_decay'),
+        ({'grad_clip': -1}, 'train.grad_clip'),
+        ({'grad_clip': float('nan')}, 'train.grad_clip'),
+        ({'accumulate': 0}, 'train.accumulate'),
+        ({'amp': 'fp8'}, 'train.amp'),
+        ({'on_nan': 'ignore'}, 'train.on_nan'),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_refused_when_built(train, option):
+    with pytest.raises(OptionsError, match=rf'^{option}: out of range \(found .*\). Expected'):
+        build(**train)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pisr_plugin.distill.taps import Tap, TapReader
-from pisr_plugin.errors import TapError
+from pisr_plugin.utils.errors import TapError
 
 
 class Twice(nn.Module):
@@ -113,9 +113,9 @@ def test_a_wrong_tap_names_near_match_and_choice(tap, fragments):
     assert all(fragment in str(error.value) for fragment in fragments)
 
 
-@pytest.mark.parametrize('tap', ['unused', 'block#3'])
-def test_a_tap_that_is_not_reached_says_so(image, tap):
-    with pytest.raises(TapError, match='not reached'):
+@pytest.mark.parametrize(('tap', 'what'), [('unused', 'unused did not run'), ('block#3', r'block ran 2 time\(s\)')])
+def test_a_tap_that_is_not_reached_says_so(image, tap, what):
+    with pytest.raises(TapError, match=f'not reached: {what}'):
         TapReader(Twice(), [tap]).read(image)
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
-from pisr_plugin.analysis.upscale import main as upscale
-from pisr_plugin.data.images import read_rgb
-from pisr_plugin.inference import upscale_rgb
+from pisr_plugin.cli.upscale import main as upscale
+from pisr_plugin.data.storage.image_files import read_rgb
+from pisr_plugin.inference.predict import upscale_rgb
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pisr_plugin.data.luma import Luma, luma_tensor
+from pisr_plugin.utils.color import RGBToY, rgb_to_y
 
 
 def every_fifth_colour():
@@ -19,9 +19,9 @@ def test_equals_basicsr_and_its_own_other_form(make):
     img = make().astype(np.uint8)
     expected = bgr2ycbcr(img[..., ::-1].astype(np.float32) / 255.0, y_only=True)
     found = torch.empty(img.shape[:2])
-    Luma(*img.shape[:2])(torch.from_numpy(img), found)
+    RGBToY(*img.shape[:2])(torch.from_numpy(img), found)
     assert np.abs(found.double().numpy() - expected).max() <= 1e-7
-    tensor = luma_tensor(torch.from_numpy(img).permute(2, 0, 1)[None])
+    tensor = rgb_to_y(torch.from_numpy(img).permute(2, 0, 1)[None])
     assert tensor.shape == (1, 1, *img.shape[:2])
     assert torch.equal(tensor[0, 0], found)
 
@@ -30,4 +30,4 @@ def test_equals_basicsr_and_its_own_other_form(make):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_gpu_gives_the_same_bits():
     img = torch.from_numpy(every_fifth_colour()).permute(2, 0, 1)[None]
-    assert torch.equal(luma_tensor(img.cuda()).cpu(), luma_tensor(img))
+    assert torch.equal(rgb_to_y(img.cuda()).cpu(), rgb_to_y(img))
