@@ -17,7 +17,8 @@ from basicsr.utils import get_root_logger
 from benchmarks.harness import Settings
 from benchmarks.machine import facts
 from benchmarks.report import json_line, text
-from pisr_plugin.engine.allocator import keep_freed_memory
+from pisr_plugin.utils.errors import PISRError
+from pisr_plugin.utils.malloc import keep_freed_memory
 
 # module of this package: what it measures; each has run(settings), which returns tables
 BENCHMARKS = {
@@ -29,6 +30,7 @@ BENCHMARKS = {
     'allocator': 'a step on a CPU with and without memory kept between steps',
     'scaling': 'iterations per second over ranks',
     'inference': 'whole images',
+    'quality': 'PSNR over CPU time of whole runs; needs --photos and --test, and hours',
 }
 
 
@@ -41,15 +43,22 @@ def main(argv: list[str] | None = None) -> int:
         device=args.device,
         peer=args.peer,
         photos=args.photos,
+        test=args.test,
+        runs=args.runs,
+        picture=args.picture,
     )
     torch.set_num_threads(settings.threads)
     get_root_logger(log_level=logging.WARNING)  # says what a model goes on without, but not what it is made of
     # for all variants alike, so that it favours none
     machine = {**facts(settings), 'keeps_freed_memory': settings.device == 'cpu' and keep_freed_memory()}
     results = {}
-    for name in args.benchmarks or BENCHMARKS:
+    for name in args.benchmarks or [name for name in BENCHMARKS if name != 'quality']:
         print(f'\n=== {name}: {BENCHMARKS[name]}', flush=True)
-        results[name] = importlib.import_module(f'benchmarks.{name}').run(settings)
+        try:
+            results[name] = importlib.import_module(f'benchmarks.{name}').run(settings)
+        except PISRError as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 2
         for table in results[name]:
             print(text(table), flush=True)
     line = json_line(machine, results)
@@ -67,14 +76,19 @@ def _parser() -> argparse.ArgumentParser:
         description=f'What training and inference cost, as ratios from one run.\n\n{known}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('benchmarks', nargs='*', type=_known, metavar='BENCHMARK', help='default: all')
+    parser.add_argument('benchmarks', nargs='*', type=_known, metavar='BENCHMARK', help='default: all but quality')
     parser.add_argument('--rounds', type=int, help='turns of each variant (default: 11)')
     parser.add_argument('--threads', type=int, default=1, help='compute threads (default: 1)')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--quick', action='store_true', help='tiny sizes and two rounds, to see that everything runs')
     parser.add_argument('--json', type=Path, metavar='FILE', help='add the last line to a file')
     parser.add_argument('--peer', type=Path, metavar='PATH', help="checkout of the PISR authors' code, to time in step")
-    parser.add_argument('--photos', type=Path, metavar='DIR', help='photographs for data (default: made)')
+    parser.add_argument(
+        '--photos', type=Path, metavar='DIR', help='photographs for data (default: made), prepared ones for quality'
+    )
+    parser.add_argument('--test', type=Path, metavar='DIR', help='Set5, prepared, for quality')
+    parser.add_argument('--runs', type=Path, metavar='DIR', help='where quality trains and goes on (default: nowhere)')
+    parser.add_argument('--picture', type=Path, metavar='FILE', help='where quality draws its curves')
     return parser
 
 

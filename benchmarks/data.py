@@ -20,9 +20,9 @@ from benchmarks.harness import Action, Settings, measure
 from benchmarks.photos import SCALE, Pair, PhotoSets, make_photo_sets
 from benchmarks.report import Table
 from benchmarks.workload import build, iterate, stage_options
-from pisr_plugin.data.feed import make_feed
-from pisr_plugin.data.images import list_images, read_rgb
-from pisr_plugin.data.sampling import Sampling
+from pisr_plugin.data.loading.sampler import InfiniteSampler
+from pisr_plugin.data.loading.train_loader import build_train_loader
+from pisr_plugin.data.storage.image_files import list_images, read_rgb
 
 _BATCH, _PATCH = 16, 192
 _WANTED = 4800  # samples per second: 300 iterations
@@ -119,7 +119,7 @@ def _delivery(sets: PhotoSets, settings: Settings) -> Table:
     sources: dict[str, Iterator] = {name: _endless(loader) for name, loader in workers.items()}
     for source in sources.values():
         next(source)
-    with closing(make_feed(store, _feed_options(store), seed=0)) as feed:
+    with closing(build_train_loader(store, _feed_options(store), seed=0)) as feed:
         sources[_THREAD] = feed
         many = 4 if settings.quick else 200
         calls = {name: many for name in sources} | {'BasicSR, one worker process': max(many // 40, 1)}
@@ -158,7 +158,7 @@ def _training(sets: PhotoSets, settings: Settings) -> Table:
     model = build(stage_options('pisr_fsrcnn_x2', 'student', settings))
     store = _store(sets.store)
     waited, worked = [], []
-    with closing(make_feed(store, _feed_options(store), seed=0)) as feed:
+    with closing(build_train_loader(store, _feed_options(store), seed=0)) as feed:
         next(feed)  # reading ahead begins
         for current_iter in range(1, 4 if settings.quick else 21):
             start = time.perf_counter()
@@ -186,7 +186,7 @@ class _Batches(IterableDataset):
         self.store = store
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        sampling, iteration = Sampling(len(self.store), _BATCH, seed=0), 0
+        sampling, iteration = InfiniteSampler(len(self.store), _BATCH, seed=0), 0
         while True:
             yield self.store.batch(sampling(iteration))
             iteration += 1

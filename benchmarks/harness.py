@@ -28,7 +28,10 @@ class Settings:
         quick: Tiny sizes, to see that everything runs; the figures mean nothing.
         device: ``cpu`` or ``cuda``.
         peer: A checkout of the PISR authors' code to time beside ours.
-        photos: A folder of photographs for the data benchmark; without it they are made.
+        photos: A folder of photographs for the data benchmark; without it they are made. For quality, a prepared one.
+        test: Set5 as it was prepared, for quality.
+        runs: Where quality trains, and goes on when it is called again.
+        picture: Where quality draws its curves.
     """
 
     rounds: int = 11
@@ -37,6 +40,9 @@ class Settings:
     device: str = 'cpu'
     peer: Path | None = None
     photos: Path | None = None
+    test: Path | None = None
+    runs: Path | None = None
+    picture: Path | None = None
 
 
 @dataclass

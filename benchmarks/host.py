@@ -13,7 +13,7 @@ from benchmarks.harness import Action, Settings, measure
 from benchmarks.operators import OperatorCount
 from benchmarks.report import Table
 from benchmarks.workload import build, iterate, make_batch, plain_loop, stage_options
-from pisr_plugin.engine.progress import Progress
+from pisr_plugin.engine.train_logger import TrainLogger
 
 _PATCH = ['datasets:train:gt_size=8', 'datasets:train:batch_size_per_gpu=1']
 _EMA = ['train:ema_decay=0.999']
@@ -31,7 +31,7 @@ def run(settings: Settings) -> list[Table]:
     for ours in (model, averaged):
         iterate(ours, batch, current_iter=1)
     with tempfile.TemporaryDirectory() as folder:
-        progress = Progress('host', 0, 10**9, Path(folder), active=True)
+        progress = TrainLogger('host', 0, 10**9, Path(folder), active=True)
         steps = {
             _PLAIN: lambda: plain.step(batch),
             _BARE: lambda: bare.step(batch),
@@ -57,7 +57,7 @@ def run(settings: Settings) -> list[Table]:
     return [Table('Host cost of a student step, FSRCNN x2, batch 1, patch 8x8', rows, notes)]
 
 
-def _training_iteration(model, batch: dict[str, torch.Tensor], progress: Progress) -> Action:
+def _training_iteration(model, batch: dict[str, torch.Tensor], progress: TrainLogger) -> Action:
     """What :func:`pisr_plugin.engine.train.run_stage` does in an iteration, but for getting the batch."""
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     print_freq = model.opt['logger']['print_freq']

@@ -18,12 +18,12 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
-from benchmarks.contest import allow_compiling
+from benchmarks.compare_variants import allow_compiling
 from benchmarks.harness import Action, Settings, Timings, measure
 from benchmarks.machine import conv_peak, count_flops
 from benchmarks.plain import NETWORKS, ChannelAttention
 from benchmarks.report import Table
-from pisr_plugin.inference import optimized, strip_halo, upscale
+from pisr_plugin.inference.predict import find_tile_pad, optimized, upscale
 
 PLAIN, PEAK = 'plain', 'convolution peak'
 STRIPS = 40  # rows of the LR image
@@ -163,8 +163,8 @@ def _times(case: Case, settings: Settings) -> Table:
         nets['ours, compiled for one size'] = optimized(case.ours().to(settings.device), compile=True, example=lq)
         nets['ours, compiled for all sizes'] = optimized(case.ours().to(settings.device), compile=True)
     if case.network == 'FSRCNN':
-        net, halo = nets['ours'], strip_halo(nets['ours'], lq)
-        nets[f'ours, strips of {STRIPS} rows'] = lambda x: upscale(net, x, strips=STRIPS, halo=halo)
+        net, tile_pad = nets['ours'], find_tile_pad(nets['ours'], lq)
+        nets[f'ours, strips of {STRIPS} rows'] = lambda x: upscale(net, x, tile_rows=STRIPS, tile_pad=tile_pad)
     peak = conv_peak(settings)
     actions: dict[str, Action] = {name: lambda net=net: net(lq) for name, net in nets.items()}
     flops = count_flops(actions[PLAIN])
@@ -226,7 +226,7 @@ def _peak_megabytes(case: Case, variant: str, threads: int) -> float | None:
         net = optimized(net, compile=True, example=lq)
     options: dict[str, int] = {}
     if 'strips' in variant:
-        options = {'strips': int(variant.split()[3]), 'halo': strip_halo(net, lq)}
+        options = {'tile_rows': int(variant.split()[3]), 'tile_pad': find_tile_pad(net, lq)}
     if 'compiled' not in variant:
         net(lq[..., :32, :32])  # the first call loads libraries
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not pass for memory of the image

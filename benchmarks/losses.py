@@ -9,12 +9,12 @@ import argparse
 import time
 
 import torch
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.operators import OperatorCount
-from pisr_plugin import losses
-from pisr_plugin.archs import FSRCNN
+from pisr_plugin.archs.fsrcnn_arch import FSRCNN
 from pisr_plugin.distill.estimators import Adapter, LocationFreeScale, LocationScale
 
 ROWS = [
@@ -67,7 +67,7 @@ def main() -> None:
     print(f'feature {tuple(args.size)}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), CPU')
     print('| loss | estimator | operators | GFLOPs | MiB kept | ms |\n|---|---|---|---|---|---|')
     for kind, options, estimator_kind in ROWS:
-        loss = getattr(losses, kind)(**options)
+        loss = LOSS_REGISTRY.get(kind)(**options)
         estimator = estimator_kind(in_ch=args.size[1], out_ch=args.size[1]) if estimator_kind else None
         run = (estimator, loss, feature, target)
         step(*run)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Settings
 from benchmarks.workload import build, make_batch, stage_options
-from pisr_plugin.errors import InstallError, OptionsError
+from pisr_plugin.utils.errors import InstallError, OptionsError
 
 _SCRIPT = 'step2_train_student'
 # its top-level packages, whose names others may have

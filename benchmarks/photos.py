@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Settings
-from pisr_plugin.data.build import PairOptions, build
-from pisr_plugin.data.demo import TRAIN
-from pisr_plugin.data.images import list_images, read_rgb, write_png
-from pisr_plugin.data.layout import hr_folder, lmdb_of, lr_folder, raw_lmdb_of
+from pisr_plugin.data.prepare.build import PairOptions, build
+from pisr_plugin.data.prepare.demo import TRAIN
+from pisr_plugin.data.prepare.layout import hr_folder, lmdb_of, lr_folder, raw_lmdb_of
+from pisr_plugin.data.storage.image_files import list_images, read_rgb, write_png
 
 SCALE = 2
 _SIZE = (1356, 2040)  # DIV2K's most frequent

@@ -17,7 +17,7 @@ from torch import multiprocessing
 
 from benchmarks.harness import Settings
 from benchmarks.workload import build, iterate, make_batch, stage_options
-from pisr_plugin.engine.allocator import keep_freed_memory
+from pisr_plugin.utils.malloc import keep_freed_memory
 
 
 class Cost(NamedTuple):

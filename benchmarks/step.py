@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.contest import COMPILE, LEVERS, LOOPS, contest
+from benchmarks.compare_variants import COMPILE, LEVERS, LOOPS, compare_variants
 from benchmarks.harness import Settings
 from benchmarks.report import Table
 
@@ -30,6 +30,6 @@ def run(settings: Settings) -> list[Table]:
 
         extra["PISR authors' loop"] = PeerStudentStage(settings, _FSRCNN).step
     return [
-        contest('Student stage, FSRCNN x2 on Y', _FSRCNN, 'student', _LOOPS, _STUDENT_LEVERS, settings, extra),
-        contest('Student stage, RFDN x4 on RGB', _RFDN, 'student', _LOOPS, _STUDENT_LEVERS, settings),
+        compare_variants('Student stage, FSRCNN x2 on Y', _FSRCNN, 'student', _LOOPS, _STUDENT_LEVERS, settings, extra),
+        compare_variants('Student stage, RFDN x4 on RGB', _RFDN, 'student', _LOOPS, _STUDENT_LEVERS, settings),
     ]

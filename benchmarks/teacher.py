@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.contest import COMPILE, LEVERS, LOOPS, contest
+from benchmarks.compare_variants import COMPILE, LEVERS, LOOPS, compare_variants
 from benchmarks.harness import Settings
 from benchmarks.report import Table
 
@@ -11,4 +11,6 @@ _TEACHER_LEVERS = {**LEVERS, 'bf16': _BF16, 'compile, bf16': [*COMPILE, *_BF16]}
 
 
 def run(settings: Settings) -> list[Table]:
-    return [contest('Teacher stage, FSRCNN x2 on Y', 'pisr_fsrcnn_x2', 'teacher', LOOPS, _TEACHER_LEVERS, settings)]
+    return [
+        compare_variants('Teacher stage, FSRCNN x2 on Y', 'pisr_fsrcnn_x2', 'teacher', LOOPS, _TEACHER_LEVERS, settings)
+    ]

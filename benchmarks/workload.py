@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from benchmarks import plain
 from benchmarks.harness import Settings
-from pisr_plugin.engine.recipe import compose, override
-from pisr_plugin.engine.runtime import runtime_options
-from pisr_plugin.engine.schema import check_options
-from pisr_plugin.engine.stages import select, unroll
+from pisr_plugin.config.compose import compose, override
+from pisr_plugin.config.runtime import runtime_options
+from pisr_plugin.config.schema import check_options
+from pisr_plugin.config.stages import select, unroll
 from pisr_plugin.models.pisr_model import PISRModel
 
 OPTIONS = Path(__file__).parents[1] / 'options'
@@ -37,7 +37,7 @@ def stage_options(recipe: str, stage: str, settings: Settings, changes: Sequence
     size = ['datasets:train:gt_size=32', 'datasets:train:batch_size_per_gpu=2'] if settings.quick else []
     options = override(compose(OPTIONS / f'{recipe}.yml'), [*size, *changes])
     [chosen] = select(unroll(options), stage)
-    check_options(chosen.options, chosen.place)
+    check_options(chosen.options, chosen.option_path)
     opt = runtime_options(chosen, Path('experiments') / recipe, is_train=True)
     opt['path'].pop('pretrain_network_t', None)  # timing needs no trained teacher
     opt['num_gpu'] = 1 if settings.device == 'cuda' else 0

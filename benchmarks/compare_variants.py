@@ -15,7 +15,7 @@ from benchmarks.machine import Work, conv_peak, count_flops
 from benchmarks.parity import Outcome, step_of_ours, step_of_plain
 from benchmarks.report import Table
 from benchmarks.workload import build, iterate, make_batch, plain_loop, stage_options
-from pisr_plugin.errors import PISRError
+from pisr_plugin.utils.errors import PISRError
 
 PLAIN, DEFAULT = 'plain loop', 'default'
 _PEAK = 'convolution peak'
@@ -33,7 +33,7 @@ LEVERS: dict[str, Sequence[str]] = {
 }
 
 
-class Entrant(NamedTuple):
+class Variant(NamedTuple):
     """A variant that is timed.
 
     Attributes:
@@ -45,7 +45,7 @@ class Entrant(NamedTuple):
     errors: Mapping[str, float] = {}
 
 
-def contest(
+def compare_variants(
     title: str,
     recipe: str,
     stage: str,
@@ -84,7 +84,7 @@ def contest(
             entrants[name] = _ours(stage_options(recipe, stage, settings, changes), batch, reference)
         except PISRError as error:
             refused.append(f'{name} was refused: {str(error).split(". ")[0]}')
-    entrants |= {name: Entrant(step) for name, step in (extra or {}).items()}
+    entrants |= {name: Variant(step) for name, step in (extra or {}).items()}
 
     flops = {name: count_flops(entrants[name].step) for name in (PLAIN, DEFAULT)}
     peak = conv_peak(settings)
@@ -120,16 +120,16 @@ def _levers_here(levers: Mapping[str, Sequence[str]], settings: Settings) -> dic
     return here
 
 
-def _plain(opt: dict, how: Mapping[str, bool], batch: dict[str, Tensor], reference: Outcome) -> Entrant:
+def _plain(opt: dict, how: Mapping[str, bool], batch: dict[str, Tensor], reference: Outcome) -> Variant:
     loop = plain_loop(build(opt), **how)
     errors = step_of_plain(loop, batch).errors(reference)
-    return Entrant(lambda: loop.step(batch), errors)
+    return Variant(lambda: loop.step(batch), errors)
 
 
-def _ours(opt: dict, batch: dict[str, Tensor], reference: Outcome) -> Entrant:
+def _ours(opt: dict, batch: dict[str, Tensor], reference: Outcome) -> Variant:
     model = build(opt)
     errors = step_of_ours(model, batch).errors(reference)
-    return Entrant(lambda: iterate(model, batch), errors)
+    return Variant(lambda: iterate(model, batch), errors)
 
 
 def _share_of_peak(timings: Timings, name: str, useful: int, peak: Work) -> float:
