@@ -18,6 +18,7 @@ import torch
 from pisr_plugin.config.stages import Stage
 from pisr_plugin.engine.signals import GracefulStop
 from pisr_plugin.utils.errors import InstallError, PISRError
+from pisr_plugin.utils.parallel import available_cores
 
 _POLL_SECONDS = 0.5
 
@@ -43,8 +44,7 @@ class LocalJobs:
     def __init__(self, at_once: int, folder: Path) -> None:
         self.folder = folder
         self.on_gpu: dict[int, list[subprocess.Popen]] = {gpu: [] for gpu in range(torch.cuda.device_count())}
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        self.threads = max(1, cores // at_once)
+        self.threads = max(1, available_cores() // at_once)
 
     def start(self, name: str, command: Sequence[str]) -> Job:
         """Starts a command; it is stopped when this process ends.

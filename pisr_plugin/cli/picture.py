@@ -35,11 +35,12 @@ def picture(args: argparse.Namespace) -> int:
     import numpy as np
 
     from pisr_plugin.config.runtime import check_data, make_folder, runtime_options
-    from pisr_plugin.engine.test import bicubic, build_descriptor, precision, test_stage, weights_of
+    from pisr_plugin.engine.test import bicubic, build_descriptor, test_stage, weights_of
     from pisr_plugin.evaluation.measure import measure_images
     from pisr_plugin.evaluation.protocol import as_rgb, protocol_of
     from pisr_plugin.evaluation.results import digits
     from pisr_plugin.evaluation.test_images import image_names
+    from pisr_plugin.utils.devices import precision
 
     common.require('a picture', ['matplotlib'])
     from pisr_plugin.report.images import crop_of

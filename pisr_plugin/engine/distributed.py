@@ -14,7 +14,7 @@ import torch
 from torch import distributed as dist
 
 from pisr_plugin.engine.watchdog import RankError, RankWatchdog, shared_store
-from pisr_plugin.utils.errors import OptionsError, PISRError
+from pisr_plugin.utils.errors import OptionsError, PISRError, first_line
 from pisr_plugin.utils.logging import notice
 
 T = TypeVar('T')
@@ -105,7 +105,7 @@ def _meet(backend: str | None, timeout: timedelta | None) -> None:
     except (dist.DistError, ValueError) as error:
         raise RankError(
             f'rank {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} did not meet the others at {where} '
-            f'(MASTER_ADDR, MASTER_PORT): {str(error).splitlines()[0]}'
+            f'(MASTER_ADDR, MASTER_PORT): {first_line(error)}'
         ) from None
 
 

@@ -32,10 +32,12 @@ from pisr_plugin.engine.train import is_finished
 from pisr_plugin.engine.train_logger import TrainLogger
 from pisr_plugin.engine.training_states import ResumePoint, TrainingStates, archive
 from pisr_plugin.utils import random_state
+from pisr_plugin.utils.devices import device_name
 from pisr_plugin.utils.errors import PISRError
 from pisr_plugin.utils.files import locked, sync_folder, write_whole
 from pisr_plugin.utils.logging import file_only, notice, open_log
 from pisr_plugin.utils.malloc import keep_freed_memory
+from pisr_plugin.utils.parallel import available_cores
 
 
 def run_stage(
@@ -138,14 +140,13 @@ def _summary(stage: Stage, opt: dict, model, start_iter: int) -> list[str]:
     train_opt = opt['train']
     losses = ', '.join(key for key in train_opt if key.endswith('_opt'))
     optimizer = train_opt.get('optim_g') or {}
-    device = torch.cuda.get_device_name() if opt['num_gpu'] else f'CPU, {torch.get_num_threads()} threads'
     lines = [
         f'Stage {stage.name or opt["name"]} of {stage.recipe}: {networks}, x{opt["scale"]}, {trained:,d} trained '
         f'parameters',
         *(f'  {key}: {value}' for key, value in opt['path'].items() if key.startswith('pretrain_network_')),
         f'  losses: {losses}; {optimizer.get("type")}, learning rate {optimizer.get("lr")}',
         f'  validation: {", ".join(v["name"] for v in opt["datasets"].values() if v["phase"] == "val") or "none"}',
-        f'  iterations: {start_iter} of {train_opt["total_iter"]} done; on {device}',
+        f'  iterations: {start_iter} of {train_opt["total_iter"]} done; on {device_name(bool(opt["num_gpu"]))}',
         f'  results and all options: {stage.folder}',
     ]
     if start_iter:
@@ -163,11 +164,10 @@ def share_cores(opt: dict) -> None:
         opt: The stage's options, completed for this machine.
     """
     if opt['num_gpu'] == 0 and 'OMP_NUM_THREADS' not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         data_opt = opt['datasets']['train']
         makes_batches = hasattr(DATASET_REGISTRY.get(data_opt['type']), 'batch')  # in a thread, without workers
         workers = 0 if makes_batches else data_opt['num_worker_per_gpu']
-        torch.set_num_threads(max(1, cores // opt['world_size'] - workers))
+        torch.set_num_threads(max(1, available_cores() // opt['world_size'] - workers))
 
 
 def best_iterations(model) -> set[int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pisr_plugin.evaluation.results import Evaluation, ProtocolRecord, Row, Run
 from pisr_plugin.evaluation.test_images import read_images
 from pisr_plugin.inference.descriptor import ModelDescriptor, load_model
 from pisr_plugin.inference.predict import optimized
+from pisr_plugin.utils.devices import device_name, precision
 from pisr_plugin.utils.errors import OptionsError
 from pisr_plugin.utils.files import name_as_folder
 from pisr_plugin.utils.logging import quiet
@@ -149,21 +149,6 @@ def evaluate(
     )
 
 
-@contextmanager
-def precision(tf32: bool) -> Iterator[None]:
-    """Sets inside a block whether CUDA computes fp32 convolutions and matrix products in TF32.
-
-    PyTorch allows TF32 for convolutions by default, so fp32 has to be asked for.
-    """
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32
-    matmul.allow_tf32 = conv.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = before
-
-
 def build_descriptor(stage: Stage, weights: Path | None, compile: bool = False) -> ModelDescriptor:
     """Builds the network that a stage tests and loads its weights.
 
@@ -240,7 +225,7 @@ def describe(
         {
             'pisr_plugin': __version__,
             'torch': torch.__version__,
-            'device': torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} threads',
+            'device': device_name(bool(gpu)),
             'precision': 'TF32' if gpu and tf32 else 'fp32',
             'threads': torch.get_num_threads(),
         },

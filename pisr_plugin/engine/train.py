@@ -13,7 +13,7 @@ from pisr_plugin.config.runtime import check_data, runtime_options
 from pisr_plugin.config.stages import Stage, weight_options
 from pisr_plugin.engine.nan_check import check_start
 from pisr_plugin.utils import random_state
-from pisr_plugin.utils.errors import CheckpointError, OptionsError
+from pisr_plugin.utils.errors import CheckpointError, OptionsError, first_line
 from pisr_plugin.utils.logging import quiet
 
 
@@ -31,10 +31,9 @@ def is_finished(stage: Stage) -> bool:
         if not isinstance(saved.get('datasets', {}), dict):
             raise OptionsError('datasets: wrong value. Expected a mapping.')
     except OptionsError as error:
-        reason = str(error).splitlines()[0]
         raise OptionsError(
-            f'{options}: the options of this finished stage cannot be read ({reason}). Put the file back, or move its '
-            'folder away to train the stage again.'
+            f'{options}: the options of this finished stage cannot be read ({first_line(error)}). Put the file back, '
+            'or move its folder away to train the stage again.'
         ) from None
     differing = list(_differences(weight_options(saved), weight_options(stage.options)))
     if differing:

@@ -20,7 +20,7 @@ from datetime import timedelta
 
 from torch import distributed as dist
 
-from pisr_plugin.utils.errors import PISRError
+from pisr_plugin.utils.errors import PISRError, first_line
 from pisr_plugin.utils.logging import notice
 
 _BEAT = 0.5  # seconds between two signs of life
@@ -73,7 +73,7 @@ class RankWatchdog:
             if missing:
                 error = RankError(missing)
             elif _is_lost_connection(error):
-                error = RankError(f'the connection between the ranks broke: {_first_line(error)}')
+                error = RankError(f'the connection between the ranks broke: {first_line(error)}')
             told = isinstance(error, (PISRError, OSError)) and not self._is_first(str(error))
             # the others name the rank that failed first, not one that ended because of it
             self._store.set(f'ended/{self.rank}', str(error) if isinstance(error, RankError) else '')
@@ -169,7 +169,3 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         sign in text for sign in ('gloo', 'Connection closed', 'Connection reset', 'Broken pipe', 'Timed out waiting')
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

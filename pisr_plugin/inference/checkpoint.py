@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pisr_plugin.utils.errors import CheckpointError
+from pisr_plugin.utils.errors import CheckpointError, first_line
 from pisr_plugin.utils.files import replacing
 
 _CONTAINERS = ('params', 'params_ema', 'state_dict')
@@ -78,13 +78,13 @@ def load_file_safely(path: str | os.PathLike) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f'{path} is refused: it holds more than tensors and plain containers, such as a pickled module, or is '
-            f'damaged ({_first_line(error)}). Reading it could run code. {_CONVERT}'
+            f'damaged ({first_line(error)}). Reading it could run code. {_CONVERT}'
         ) from None
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from None
     except Exception as error:  # a damaged file makes its readers raise anything
         raise CheckpointError(
-            f'{path} cannot be read: {_first_line(error)}. It is damaged or not a checkpoint.'
+            f'{path} cannot be read: {first_line(error)}. It is damaged or not a checkpoint.'
         ) from None
 
 
@@ -322,10 +322,6 @@ def _mapped(content: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str
     if unused:
         parts.append(f'{len(unused)} tensors are left out, e.g. {unused[0]}')
     return '; '.join(parts)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _short(value: object) -> str:

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 from torch.nn import functional as F
 
+from pisr_plugin.utils.devices import precision
 from pisr_plugin.utils.errors import OptionsError
 from pisr_plugin.utils.resize import imresize
 
@@ -159,7 +158,7 @@ def find_tile_pad(net: nn.Module, lq: Tensor, window: int = 1) -> int:
     """
     net = getattr(net, '_orig_mod', net)  # a compiled network would be compiled again for the trial images
     columns = _ceil(8, window)  # narrow, to take little time; columns do not influence the reach in rows
-    with _exact_float32():
+    with precision(tf32=False):
         for rows in _PROBES:
             tile_pad = _reach(net, lq.new_zeros(1, lq.shape[1], _ceil(rows, window), columns))
             if tile_pad is not None:
@@ -180,18 +179,6 @@ def find_tile_pad(net: nn.Module, lq: Tensor, window: int = 1) -> int:
             f'its windows differ from {window}). Compute the image at once.'
         )
     return tile_pad
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Switches TF32 off on CUDA: it rounds to 10 bits, differently for each image size."""
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = False
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def _reach(net: nn.Module, blank: Tensor) -> int | None:

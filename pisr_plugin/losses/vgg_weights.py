@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from basicsr.archs import vgg_arch
 
 from pisr_plugin.inference import checkpoint
-from pisr_plugin.utils.errors import CheckpointError
+from pisr_plugin.utils.errors import CheckpointError, first_line
 
 URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
@@ -35,7 +35,7 @@ def vgg_weights_told(option_path: str) -> Iterator[None]:
             warnings.filterwarnings('ignore', '.*(pretrained|weight enum)', UserWarning, 'torchvision')
             yield
     except (OSError, RuntimeError, CheckpointError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"{option_path}: VGG19's weights cannot be loaded: {reason}\nThey are looked for in {file}, from the "
             f'current folder, and else downloaded. Without a connection put {URL} there.'

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pisr_plugin.models.step import TrainingStep
+from pisr_plugin.utils.errors import first_line
 
 WARM_UP = 3  # steps on a side stream before recording, in which cuDNN chooses algorithms and buffers are allocated
 
@@ -85,8 +86,7 @@ class CUDAGraphStep:
             # The recording stopped halfway: the generator still waits for its end, and so does the loss scaling.
             generator.graphsafe_set_state(random_state)
             self.step.optimizer_step.restart_scaling()
-            reason = str(error).splitlines()[0]
-            self.warn(f'train.cuda_graph: this step cannot be recorded, so it runs normally: {reason}')
+            self.warn(f'train.cuda_graph: this step cannot be recorded, so it runs normally: {first_line(error)}')
             return None
         finally:
             for group, value in zip(groups, floats):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pisr_plugin.utils import random_state
-from pisr_plugin.utils.errors import OptionsError, did_you_mean
+from pisr_plugin.utils.errors import OptionsError, did_you_mean, first_line
 
 LIBRARY = 'pytorch_optimizer'
 Build = Callable[..., torch.optim.Optimizer]  # a class of optimizers; each has arguments of its own
@@ -167,8 +167,7 @@ def _problem(build: Callable[[list[Tensor]], torch.optim.Optimizer], params: lis
                 optimizer.step()
         except Exception as error:  # any optimizer: whatever it raises, it cannot be used
             flat = all(p.is_contiguous() for p in params)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return reason + ('' if flat else ' (Perhaps train.channels_last: false helps.)')
+            return first_line(error) + ('' if flat else ' (Perhaps train.channels_last: false helps.)')
         buffer = io.BytesIO()
         try:
             torch.save(optimizer.state_dict(), buffer)

@@ -16,7 +16,7 @@ from pisr_plugin.distill.links import Link
 from pisr_plugin.distill.taps import TapReader
 from pisr_plugin.models.gan import GANStep
 from pisr_plugin.models.optim import OptimizerStep, sync_gradients, to_float32
-from pisr_plugin.utils.errors import OptionsError
+from pisr_plugin.utils.errors import OptionsError, first_line
 
 DTYPES: dict[str | None, torch.dtype] = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 Batch = Mapping[str, Tensor]
@@ -274,7 +274,7 @@ class TrainingStep:
         try:
             found = self._compute(batch, features, active)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            self.warn(f'train.compile: this network cannot be compiled here, so it runs as it is: {_first_line(error)}')
+            self.warn(f'train.compile: this network cannot be compiled here, so it runs as it is: {first_line(error)}')
             self._compute = self.training_losses
             found = self._compute(batch, features, active)
         self._proven = True
@@ -284,7 +284,3 @@ class TrainingStep:
 def _split_batch(batch: Batch, parts: int) -> list[Batch]:
     chunks = {name: value.chunk(parts) for name, value in batch.items()}
     return [{name: values[i] for name, values in chunks.items()} for i in range(parts)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,9 @@
-"""Copies tensors to a device."""
+"""Copies to a device, and how it computes."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -9,3 +12,23 @@ from torch import Tensor
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor of the host; to a GPU through pinned memory, since the host would wait for any other copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)
+
+
+@contextmanager
+def precision(tf32: bool) -> Iterator[None]:
+    """Sets inside a block whether CUDA computes fp32 convolutions and matrix products in TF32.
+
+    TF32 rounds to 10 bits, differently for each image size. PyTorch allows it for convolutions by default.
+    """
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, conv.allow_tf32
+    matmul.allow_tf32 = conv.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, conv.allow_tf32 = before
+
+
+def device_name(on_gpu: bool) -> str:
+    """Returns what reports call the device: the GPU's name, or the CPU with its number of threads."""
+    return torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} threads'

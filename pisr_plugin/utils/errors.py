@@ -51,6 +51,11 @@ def did_you_mean(found: object, possible: Iterable[str]) -> str:
     return f'{question}Possible: {", ".join(names) or "nothing"}'
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shown(value: object) -> str:
     """A value as a message shows it, at most 80 characters long."""
     text = repr(value)

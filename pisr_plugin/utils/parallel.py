@@ -101,6 +101,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def available_cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def with_progress(items: Iterable[Job], total: int, label: str) -> Iterator[Job]:
     """Yields the items and shows how many: a progress bar on a terminal, else a line for every tenth of them."""
     if sys.stderr.isatty():
