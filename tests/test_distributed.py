@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed as dist
 
 from pisr_plugin.cli.train import main as train
 from pisr_plugin.engine.distributed import process_group
+from pisr_plugin.engine.watchdog import RankWatchdog
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.utils.errors import OptionsError
 from tests.conftest import make_images
@@ -75,6 +78,7 @@ import sys, torch
 import pisr_plugin
 from basicsr.models import build_model
 from pisr_plugin.engine.distributed import process_group
+from pisr_plugin.engine.watchdog import RankWatchdog
 from pisr_plugin.engine.loop import _val_loaders
 from pisr_plugin.config.runtime import runtime_options
 from pisr_plugin.config.compose import compose
@@ -150,6 +154,37 @@ def test_when_a_rank_is_killed_the_others_say_so_and_end(workspace, dead):
     # rank 0 keeps the store at which they meet; without it each tells for itself
     messages = [line for rank in others for line in told[rank].splitlines() if line.startswith('error: ')]
     assert len(messages) in ({1} if dead else {1, 2}) and all(f'rank {dead} has ended' in line for line in messages)
+
+
+class LosableStore:
+    """A store that can be lost, as the one of rank 0 is when rank 0 ends."""
+
+    def __init__(self):
+        self.store, self.lost = dist.HashStore(), False
+
+    def __getattr__(self, name):
+        if self.lost:
+            raise dist.DistError('Connection closed')
+        return getattr(self.store, name)
+
+
+@pytest.mark.parametrize(
+    ('reason', 'expected'), [(b'rank 1 has ended.', ''), (b'', 'rank 0 has ended; see its message.')]
+)
+def test_a_rank_that_loses_the_store_repeats_no_message(reason, expected):
+    store = LosableStore()
+    watchdog = RankWatchdog(lambda: store, rank=2, world_size=3)
+    store.set('ended/0', reason)
+    deadline = time.monotonic() + 30
+    while not watchdog._gone and time.monotonic() < deadline:
+        time.sleep(0.01)
+    store.lost = True
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert str(watchdog.explain(RuntimeError('gloo: Connection reset by peer'))) == expected
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        watchdog.leave()
 
 
 def test_when_a_rank_fails_the_others_refer_to_it(workspace):

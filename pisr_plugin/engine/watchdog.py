@@ -47,6 +47,9 @@ class RankWatchdog:
         self._store = connect()
         self._silent = dict.fromkeys((r for r in range(world_size) if r != rank), 0)  # beats missed, by rank
         self._beats = dict.fromkeys(self._silent, b'')
+        self._gone = ''  # why the run cannot go on, once the thread knows it
+        self._told = False  # whether another rank prints that
+        self._explaining = False  # whether the main thread is about to end the process
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(connect(),), name='watchdog', daemon=True)
         self._thread.start()
@@ -66,6 +69,7 @@ class RankWatchdog:
             ``error``, or a :class:`RankError` when another rank has ended. Its text is empty when another rank prints
             the same message.
         """
+        self._explaining = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it when the first rank ends; this one does too
         try:
             lost = _is_lost_connection(error) or isinstance(error, KeyboardInterrupt)
@@ -81,7 +85,8 @@ class RankWatchdog:
             self._wait_for_the_others(20 if isinstance(error, RankError) else 4)
         except dist.DistError:  # the store is gone: it lives in rank 0 or in its launcher
             if _is_lost_connection(error):
-                error = RankError('rank 0 has ended, or the launcher that the ranks meet at; see its message.')
+                known = self._gone or 'rank 0 has ended, or the launcher that the ranks meet at; see its message.'
+                error = RankError('' if self._told else known)
             return error
         return RankError('') if told else error
 
@@ -115,7 +120,7 @@ class RankWatchdog:
             time.sleep(_BEAT / 10)
 
     def _watch(self, store: dist.Store) -> None:
-        beat, gone_for, gone = 0, 0, ''
+        beat, gone_for = 0, 0
         while not self._over.wait(_BEAT):
             beat += 1
             try:
@@ -125,16 +130,21 @@ class RankWatchdog:
                     # counted in own beats, not in seconds: after a suspension all ranks are where they were
                     self._silent[rank] = 0 if now != self._beats[rank] else self._silent[rank] + 1
                     self._beats[rank] = now
+                    if self._gone:
+                        continue
                     if store.check([f'ended/{rank}']):
-                        gone = gone or _found_dead(store, rank)
+                        # a rank that gives a reason prints it too
+                        self._told = bool(store.get(f'ended/{rank}'))
+                        self._gone = _found_dead(store, rank)
                     elif self._silent[rank] >= _PATIENCE:
-                        gone = gone or f'rank {rank} has given no sign of life for {_PATIENCE * _BEAT:.0f} seconds.'
+                        self._gone = f'rank {rank} has given no sign of life for {_PATIENCE * _BEAT:.0f} seconds.'
             except dist.DistError:
-                gone = gone or 'rank 0 has ended, or the launcher that the ranks meet at.'
-            gone_for += bool(gone)
-            if gone_for > _GRACE and not self._over.is_set():
+                self._gone = self._gone or 'rank 0 has ended, or the launcher that the ranks meet at.'
+            gone_for += bool(self._gone)
+            if gone_for > _GRACE and not self._explaining and not self._over.is_set():
                 # the main thread waits in a collective, which no exception interrupts
-                notice(f'error: {gone}')
+                if not self._told:
+                    notice(f'error: {self._gone}')
                 os._exit(2)
 
 
