@@ -52,7 +52,7 @@ def listed(capsys, *argv) -> list[str]:
             'Half the mean squared difference of two features: FitNets: Hints for Thin Deep Nets (ICLR 2015), Eq. 3.',
         ),
         ('losses', 'L1Loss', 'basicsr', 'L1 (mean absolute error, MAE) loss.'),
-        ('models', 'PISRModel', 'pisr_plugin', 'One stage: trains'),
+        ('model_types', 'PISRModel', 'pisr_plugin', 'One stage: trains'),
         ('datasets', 'PairedImageDataset', 'basicsr', 'Paired image dataset for image restoration.'),
         ('metrics', 'calculate_psnr', 'basicsr', 'Calculate PSNR (Peak Signal-to-Noise Ratio).'),
     ],

@@ -1,4 +1,4 @@
-"""List what a recipe can name: networks, losses, models, datasets, metrics, taps; or all of it as a JSON schema.
+"""List trained models, and what a recipe can name: networks, losses, datasets, metrics, taps; or a JSON schema of it.
 
 ``pisr-list networks``, ``pisr-list taps --type EDSR --arg num_feat=32``
 """
@@ -13,7 +13,7 @@ from pisr_plugin.cli import common
 from pisr_plugin.utils.errors import OptionsError
 from pisr_plugin.utils.files import write_whole
 
-KINDS = ('networks', 'losses', 'models', 'datasets', 'metrics', 'optimizers')
+KINDS = ('networks', 'losses', 'model_types', 'datasets', 'metrics', 'optimizers')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +24,9 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=f'the {name} that a recipe can name, or the arguments of one')
         command.add_argument('name', nargs='?', metavar='NAME', help='show the arguments of this one')
         common.add_plugin_flag(command)
+    command = commands.add_parser('models', help='trained models that commands take by name, or the card of one')
+    command.add_argument('name', nargs='?', metavar='MODEL', help='show the card of this name, file or run folder')
+    common.add_plugin_flag(command)
     command = commands.add_parser('taps', help='places in a network whose features can be compared')
     command.add_argument('--type', help='a registered network')
     command.add_argument(
@@ -48,11 +51,13 @@ def list_(args: argparse.Namespace) -> int:
     """Prints what the flags ask for; returns the exit code."""
     from pisr_plugin.config.json_schema import recipe_schema
     from pisr_plugin.config.runtime import make_folder
-    from pisr_plugin.diagnostics.listing import describe, list_registered
+    from pisr_plugin.diagnostics.listing import describe, describe_model, list_models, list_registered
 
     common.import_plugins(args.plugin)
     if args.command == 'taps':
         lines = list_taps(args)
+    elif args.command == 'models':
+        lines = describe_model(args.name) if args.name else list_models()
     elif args.command == 'schema':
         lines = [json.dumps(recipe_schema(), indent=1)]
         if args.output:

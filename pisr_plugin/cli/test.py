@@ -47,6 +47,7 @@ def test(args: argparse.Namespace) -> int:
     from pisr_plugin.config.runtime import check_data, make_folder
     from pisr_plugin.config.schema import check_options
     from pisr_plugin.config.stages import select, unroll
+    from pisr_plugin.engine.stage_card import add_measured
     from pisr_plugin.engine.test import (
         bicubic,
         check_test_sets,
@@ -97,6 +98,11 @@ def test(args: argparse.Namespace) -> int:
         if args.save_img:
             evaluation.ground_truth = save_ground_truth(present[0].options, unfinished / 'pictures' / 'gt')
         write_evaluation(evaluation, unfinished)
+    if not (args.sets or args.self_ensemble):
+        trained = {stage.checkpoint: stage for stage in stages}
+        for (_, weights), row in zip(runs, rows):
+            if weights in trained:
+                add_measured(trained[weights], row, protocol.name)
     print(to_markdown(evaluation))
     if archive.exists():
         print(f'The earlier results were moved to {archive}')

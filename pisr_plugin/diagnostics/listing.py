@@ -22,9 +22,12 @@ from basicsr.utils.registry import (
 from torch import Tensor, nn
 
 from pisr_plugin.archs.network_info import argument, input_channels, required_inputs, window_size
+from pisr_plugin.config.parse import dump
 from pisr_plugin.config.rules import argument_type, arguments, registered, registered_names
 from pisr_plugin.config.schema import check_network
 from pisr_plugin.distill.find_taps import Row, table, trace
+from pisr_plugin.inference import find_model
+from pisr_plugin.inference.card import as_mapping, read_card
 from pisr_plugin.models.optimizers import find_optimizer, is_usable, optimizers
 from pisr_plugin.utils.docstrings import argument_docs, first_sentence
 from pisr_plugin.utils.errors import OptionsError, did_you_mean
@@ -33,7 +36,7 @@ from pisr_plugin.utils.logging import quiet
 REGISTRIES = {
     'networks': ARCH_REGISTRY,
     'losses': LOSS_REGISTRY,
-    'models': MODEL_REGISTRY,
+    'model_types': MODEL_REGISTRY,
     'datasets': DATASET_REGISTRY,
     'metrics': METRIC_REGISTRY,
 }
@@ -91,6 +94,30 @@ def _registered(registry: Registry, name: str) -> Any:
 
 def _text(value: object) -> str:
     return value.__name__ if inspect.isclass(value) else repr(value)
+
+
+def list_models() -> list[str]:
+    """Returns one line for each trained model that has a name: name, network, what it does, PSNR on the first set."""
+    rows = []
+    for path in find_model.list_models().values():
+        card = read_card(path)
+        (protocol, sets), *_ = card.measured.items() or [('', {})]
+        (name, values), *_ = sets.items() or [('', {})]
+        figure = f'{values["psnr"]:.2f} dB on {name} ({protocol})' if 'psnr' in values else ''
+        rows.append((card.name, card.network['type'], f'x{card.scale}', card.color, f'{card.parameters:,}', figure))
+    return _columns(rows) if rows else ['No models. Expected files with cards in a folder that PISR_MODELS names.']
+
+
+def describe_model(name: str) -> list[str]:
+    """Returns the card of a model as lines.
+
+    Args:
+        name: A model, see :func:`pisr_plugin.inference.find_model.find_model`.
+
+    Raises:
+        CheckpointError: there is no such model, or its file does not fit its card.
+    """
+    return dump(as_mapping(find_model.find_model(name))).splitlines()
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

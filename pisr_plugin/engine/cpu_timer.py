@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+
+from pisr_plugin.utils.files import read_records
 
 
 class CpuTimer:
@@ -26,3 +29,16 @@ class CpuTimer:
         mean = self._seconds / max(self._count, 1)
         self._seconds, self._count = 0.0, 0
         return mean
+
+
+def cpu_seconds(metrics: str | Path) -> float:
+    """Returns the CPU seconds of all iterations of a run.
+
+    Args:
+        metrics: The run's ``metrics.jsonl``. Iterations after its last report are not in it.
+    """
+    seconds, last = 0.0, 0
+    for record in read_records(metrics):
+        if 'cpu_time' in record:  # a mean over the iterations since the last report
+            seconds, last = seconds + record['cpu_time'] * (record['iter'] - last), record['iter']
+    return seconds

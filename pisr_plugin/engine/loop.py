@@ -28,9 +28,11 @@ from pisr_plugin.engine.cpu_timer import CpuTimer
 from pisr_plugin.engine.distributed import from_first_rank
 from pisr_plugin.engine.nan_check import NaNGuard, check_start
 from pisr_plugin.engine.signals import GracefulStop, StopConsensus
+from pisr_plugin.engine.stage_card import stage_card
 from pisr_plugin.engine.train import is_finished
 from pisr_plugin.engine.train_logger import TrainLogger
 from pisr_plugin.engine.training_states import ResumePoint, TrainingStates, archive
+from pisr_plugin.inference.card import write_card
 from pisr_plugin.utils import random_state
 from pisr_plugin.utils.devices import device_name
 from pisr_plugin.utils.errors import PISRError
@@ -113,6 +115,7 @@ def _run_stage(stage: Stage, stop: GracefulStop, auto_resume: bool, header: str,
         train_logger.close()
     if results is not None and opt['rank'] == 0:
         train_logger.sync()  # before the file that says that the stage is finished
+        write_card(stage_card(stage))
         result = {'iter': train_logger.total_iter, 'metrics': results}
         write_whole(stage.folder / 'result.json', json.dumps(result, indent=1))
     return results is not None

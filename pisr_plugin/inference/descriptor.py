@@ -1,4 +1,4 @@
-"""From options and a checkpoint to a network that is ready to use: the one way that every command takes."""
+"""From a name, or options and a checkpoint, to a network that is ready to use: the one way that every command takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import nn
 
 from pisr_plugin.archs.network_info import argument, input_channels, required_inputs, window_size
 from pisr_plugin.inference import checkpoint
-from pisr_plugin.utils.errors import OptionsError
+from pisr_plugin.inference.card import card_file, read_card
+from pisr_plugin.inference.find_model import find_model
+from pisr_plugin.utils.errors import CheckpointError, OptionsError
 
 
 @dataclass
@@ -85,8 +87,8 @@ def build(options: Mapping[str, Any], option_path: str = '', builder: Callable =
 
 
 def load_model(
-    options: Mapping[str, Any],
-    weights: str | os.PathLike,
+    model: str | os.PathLike | Mapping[str, Any],
+    weights: str | os.PathLike | None = None,
     param_key: str | None = 'params',
     *,
     name: str = '',
@@ -95,20 +97,22 @@ def load_model(
     device: str | torch.device = 'cpu',
     allow_gt: bool = False,
 ) -> ModelDescriptor:
-    """Builds a registered network and loads its weights.
+    """Builds a network and loads its weights.
 
     Example::
 
+        model = load_model('fsrcnn_x2')
+        model = load_model('experiments/pisr_fsrcnn_x2')
         model = load_model({'type': 'FSRCNN', 'upscale': 2}, 'net_g_latest.pth')
-        sr = upscale(model.net, lq, window=model.window)
 
     Args:
-        options: Options of the network, with ``type``.
-        weights: Checkpoint file, see :func:`pisr_plugin.inference.checkpoint.load_weights`.
-        param_key: State dict in the file to load: ``params`` or ``params_ema``.
-        name: Name in tables; by default the network's type.
-        scale: Upscaling factor; by default what the options say.
-        channels: Channels of the input where neither options nor network name them.
+        model: The name of a model (`pisr-list models`), a weights file or a run folder, see
+            :func:`pisr_plugin.inference.find_model.find_model`; or options of a network, with ``type``.
+        weights: With options: the checkpoint, see :func:`pisr_plugin.inference.checkpoint.load_weights`.
+        param_key: With options: state dict in the file to load, ``params`` or ``params_ema``.
+        name: Name in tables; by default the model's, or the network's type.
+        scale: Upscaling factor; by default what the model's card or the options say.
+        channels: With options: channels of the input where neither options nor network name them.
         device: The device to load the network onto.
         allow_gt: Whether to accept a teacher, which sees the HR image.
 
@@ -117,12 +121,36 @@ def load_model(
 
     Raises:
         OptionsError: the network cannot be built, or is a teacher and ``allow_gt`` is False.
-        CheckpointError: the file is missing, damaged or belongs to another network.
+        CheckpointError: there is no such model, or the file is missing, damaged or belongs to another network.
     """
+    if isinstance(model, Mapping):
+        if weights is None:
+            raise OptionsError('load_model: weights: missing. Expected a checkpoint for the network of these options.')
+        options = model
+        scale = scale or argument(options, 'upscale', 'scale', default=1)
+        _compare_with_card(options, scale, weights)
+    else:
+        card = find_model(model, scale)
+        options, weights, param_key, name = card.network, card.weights, card.param_key, name or card.name
+        scale, channels = card.scale, card.channels
     net = build(options).eval()
     if not allow_gt and 'gt' in required_inputs(net):
         raise OptionsError(f'{options["type"]} sees the HR image, so it cannot upscale one. Name a student.')
     checkpoint.load_network(net, weights, param_key)
     device = torch.device(device)
-    scale = scale or argument(options, 'upscale', 'scale', default=1)
     return ModelDescriptor.of(name or options['type'], net.to(device), options, scale, device, channels)
+
+
+def _compare_with_card(options: Mapping[str, Any], scale: int, weights: str | os.PathLike) -> None:
+    """Refuses options that differ from those on the card of a weights file, if it has one."""
+    if not card_file(weights).is_file():
+        return
+    card = read_card(weights)
+    found = {'type': options['type'], 'scale': scale}
+    expected = {'type': card.network['type'], 'scale': card.scale}
+    for key, value in expected.items():
+        if found[key] != value:
+            raise CheckpointError(
+                f'{weights}: another {key} than its card says (found {found[key]!r}). Expected {value!r}, see '
+                f'{card_file(weights)}.'
+            )

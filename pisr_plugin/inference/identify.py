@@ -1,10 +1,11 @@
-"""Find the network that a state dict belongs to, for the message about one that does not fit."""
+"""Finds the network that a state dict belongs to."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,11 +33,49 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def identify(weights: Mapping[str, Tensor]) -> str | None:
+@dataclass(frozen=True)
+class Match:
+    """The network of this package that a state dict resembles most.
+
+    Attributes:
+        options: Options of the network, with ``type`` and without ``upscale``.
+        scales: The scales at which it has these tensors.
+        share: Share of the tensors that both have, more than 0.5; 1: all of them.
+    """
+
+    options: dict[str, Any]
+    scales: list[int]
+    share: float
+
+
+def match(weights: Mapping[str, Tensor]) -> Match | None:
     """Finds this package's network that a state dict resembles most.
 
     It compares names and shapes with those of all networks at x2, x3 and x4, on Y and RGB, which are built without
     memory. Released files are compared as their networks would read them.
+
+    Args:
+        weights: A state dict, its keys without ``module.``.
+
+    Returns:
+        The network; None where none has more than half of the tensors.
+    """
+    best = 0.5
+    matches: list[dict] = []
+    for options, (own, theirs) in _candidates(weights):
+        alike = len(own & theirs) / len(own | theirs)
+        if alike > best:
+            best, matches = alike, []
+        if alike == best:
+            matches.append(options)
+    if not matches:
+        return None
+    first = _without_scale(matches[0])
+    return Match(first, [one['upscale'] for one in matches if _without_scale(one) == first], best)
+
+
+def identify(weights: Mapping[str, Tensor]) -> str | None:
+    """Describes the network that a state dict belongs to.
 
     Args:
         weights: A state dict, its keys without ``module.``.
@@ -56,43 +95,35 @@ def identify(weights: Mapping[str, Tensor]) -> str | None:
             found = identify(decoder)
             return found and f'holds an encoder too, as a PITeacher; its decoder {found}'
 
-    best = 0.5
-    matches: list[tuple[str, dict]] = []
-    for network, options, (own, theirs) in _candidates(weights):
-        alike = len(own & theirs) / len(own | theirs)
-        if alike > best:
-            best, matches = alike, []
-        if alike == best:
-            matches.append((network, options))
-    if not matches:
+    found = match(weights)
+    if found is None:
         return None
-    network, options = matches[0]
-    scales = [
-        str(other['upscale'])
-        for name, other in matches
-        if name == network and {**other, 'upscale': 0} == {**options, 'upscale': 0}
-    ]
-    described = ', '.join(f'{key}: {value}' for key, value in options.items() if key != 'upscale')
-    text = f'{{type: {network}, {described}, upscale: {" or ".join(scales)}}}'
-    return f'looks like {text}' if best == 1 else f'is most like {text}, with {best:.0%} of all tensors in common'
+    described = ', '.join(f'{key}: {value}' for key, value in found.options.items())
+    text = f'{{{described}, upscale: {" or ".join(map(str, found.scales))}}}'
+    same = found.share == 1
+    return f'looks like {text}' if same else f'is most like {text}, with {found.share:.0%} of all tensors in common'
 
 
-def _candidates(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict, tuple[set, set]]]:
-    """Yields each network with its options, and names and shapes of its tensors and of ``weights`` as it reads them."""
-    for network, options, net in _networks():
+def _without_scale(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != 'upscale'}
+
+
+def _candidates(weights: Mapping[str, Tensor]) -> Iterator[tuple[dict, tuple[set, set]]]:
+    """Yields options of each network, and names and shapes of its tensors and of ``weights`` as it reads them."""
+    for options, net in _networks():
         convert = getattr(net, 'convert_released', dict)
-        yield network, options, (_shapes(net.state_dict()), _shapes(convert(weights)))
+        yield options, (_shapes(net.state_dict()), _shapes(convert(weights)))
 
 
 @functools.cache
-def _networks() -> list[tuple[str, dict, nn.Module]]:
+def _networks() -> list[tuple[dict, nn.Module]]:
     """Builds all networks to compare with, without memory for their weights."""
     networks = []
     for network, variants in VARIANTS.items():
         for variant, channels, scale in itertools.product(variants, (3, 1), SCALES):
             options = {**variant, 'num_in_ch': channels, 'num_out_ch': channels, 'upscale': scale}
             with torch.device('meta'):
-                networks.append((network, options, ARCH_REGISTRY.get(network)(**options)))
+                networks.append(({'type': network, **options}, ARCH_REGISTRY.get(network)(**options)))
     return networks
 
 
