@@ -19,6 +19,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from pisr_plugin.cli.list import main as list_
 from pisr_plugin.cli.report import main as report
 from pisr_plugin.cli.train import main as train
+from pisr_plugin.config.recipes import recipe_names
 from tests.conftest import ROOT
 from tests.report_sample import make_results
 
@@ -133,6 +134,13 @@ def test_every_recipe_that_is_named_exists(path):
     for name in re.findall(r'(?<![\w/])options/[\w/{},.$*<>-]+\.yml', path.read_text()):
         for pattern in expand(re.sub(r'\$\w+|<\w+>', '*', name)):
             assert list(ROOT.glob(pattern)), name
+
+
+@each_page
+def test_every_recipe_of_the_package_that_a_command_names_exists(path):
+    for _, *words in command_lines(path):
+        for name in words[words.index('-opt') + 1 :][:1] if '-opt' in words else ():
+            assert name.endswith('.yml') or name.isupper() or name in recipe_names(), name
 
 
 def expand(pattern: str) -> list[str]:
