@@ -62,7 +62,7 @@ setup(
             'tensorboard',
             'types-PyYAML',
         ],
-        'docs': ['mkdocs-material'],
+        'docs': ['latex2mathml', 'mkdocs-material'],
         'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
         'optimizers': ['pytorch_optimizer>=4.1'],

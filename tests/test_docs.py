@@ -264,15 +264,22 @@ def test_the_reference_describes_all_that_a_recipe_can_name(reference):
         assert f'## {command}' in reference['commands.md']
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
-    pytest.importorskip('mkdocs')
-    pytest.importorskip('material')
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    for package in ('mkdocs', 'material', 'latex2mathml'):
+        pytest.importorskip(package)
     from mkdocs.__main__ import cli
 
     with pytest.raises(SystemExit) as end:
         cli(['build', '--strict', '--quiet', '-f', str(ROOT / 'mkdocs.yml'), '-d', str(tmp_path / 'site')])
     assert end.value.code in (0, None)
     assert (tmp_path / 'site/extending/index.html').is_file()
+    assert '<math' in (tmp_path / 'site/losses/index.html').read_text()
+    for file in tmp_path.rglob('*.html'):
+        text = file.read_text()
+        assert 'class="arithmatex"' not in text
+        assert not re.search(
+            r'<(script|img)[^>]* src="(https?:)?//|<link [^>]*stylesheet[^>]*href="(https?:)?//', text
+        ), file
 
 
 # -------------------------------------------------------------------------------------------------- messages

@@ -346,14 +346,14 @@ class _Training:
         )
 
     def _save(self, current_iter: int) -> None:
-        if current_iter <= self.saved_iter:
-            return
-        self.nan_guard.weights(current_iter)
-        get_root_logger().info('Saving models and training states.')
-        self.train_logger.sync()
-        self.model.save(self._epoch(current_iter), current_iter)
-        self.saved_iter = current_iter
+        if current_iter > self.saved_iter:
+            self.nan_guard.weights(current_iter)
+            get_root_logger().info('Saving models and training states.')
+            self.train_logger.sync()
+            self.model.save(self._epoch(current_iter), current_iter)
+            self.saved_iter = current_iter
         logger = self.opt['logger']
+        # A kill between saving and deleting leaves the deleting to be done.
         if logger.get('keep_checkpoints') and self.opt['rank'] == 0:
             best = best_iterations(self.model)
             self.states.prune(logger['keep_checkpoints'], current_iter, logger['save_checkpoint_freq'], best)
