@@ -303,6 +303,14 @@ def test_commands_are_quoted_and_told_once(results):
     ]
 
 
+def test_a_recipe_of_the_package_is_told_by_its_name(own_results):
+    run = read_evaluation(own_results).row('laplace').runs[0]
+    (run.folder / 'options.yml').write_text(
+        '# pisr_plugin 0.1.0, fast/pisr_fsrcnn_x2 name=x\n# stage teacher\nscale: 2\n'
+    )
+    assert command(run) == 'pisr-train -opt fast/pisr_fsrcnn_x2 --force_yml name=x'
+
+
 def test_without_a_header_the_resolved_options_are_named(own_results, monkeypatch):
     monkeypatch.chdir(own_results.parents[1])
     run = read_evaluation(own_results).row('laplace').runs[0]
