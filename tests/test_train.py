@@ -194,7 +194,7 @@ MISTAKES = {
     'text for whole number': (['train:total_iter=1.5'], ['train.total_iter', '(found 1.5). Expected a whole number']),
     'missing data': (
         ['datasets:train:dataroot_gt=datasets/nowhere'],
-        ['datasets.train', 'datasets/nowhere', 'prepare_data'],
+        ['datasets.train', 'datasets/nowhere', 'pisr-prepare-data'],
     ),
     'wrong scale': (
         ['scale=3', 'datasets:train:dataroot_lq=datasets/train/LR_bicubic/X2'],

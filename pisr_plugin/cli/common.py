@@ -25,6 +25,8 @@ UNEXPECTED = 70  # a mistake of this program; EX_SOFTWARE of sysexits.h
 STOPPED = 130  # a signal ended the command; a run can be resumed
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
+RECIPE_HELP = 'recipe or resolved options file (YAML), or a name that pisr-list recipes shows'
+
 
 class Parser(argparse.ArgumentParser):
     """Reads the arguments of a command.
@@ -68,7 +70,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser, required: bool = True) -> 
         parser: Gets the flags.
         required: Whether ``-opt`` must be given.
     """
-    parser.add_argument('-opt', required=required, metavar='RECIPE', help='recipe or resolved options file (YAML)')
+    parser.add_argument('-opt', required=required, metavar='RECIPE', help=RECIPE_HELP)
     parser.add_argument(
         '--force_yml',
         nargs='+',

@@ -1,6 +1,6 @@
 """Test the networks that a recipe trained, and bicubic interpolation beside them.
 
-``python tools/test.py -opt options/pisr_rfdn_x4.yml``
+``pisr-test -opt pisr_rfdn_x4``
 """
 
 from __future__ import annotations

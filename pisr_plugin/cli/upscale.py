@@ -1,6 +1,6 @@
 """Upscale photos with a trained network.
 
-``pisr-upscale photo.jpg holidays/ -opt options/pisr_fsrcnn_x2.yml -o larger``
+``pisr-upscale photo.jpg holidays/ -opt pisr_fsrcnn_x2 -o larger``
 ``pisr-upscale photo.jpg --type FSRCNN --arg upscale=2 --weights net_g_latest.pth -o larger``
 """
 
