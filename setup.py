@@ -62,6 +62,7 @@ setup(
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
         'optimizers': ['pytorch_optimizer>=4.1'],
         'perceptual': ['piq'],
+        'spandrel': ['spandrel'],
         'report': ['bokeh>=3.9', 'jinja2', 'matplotlib'],
         'tensorboard': ['tensorboard'],
     },
