@@ -32,10 +32,12 @@ setup(
         'opencv-python',
         'lmdb',
         'packaging',
+        'pillow>=11.3',  # the first that reads AVIF
         'pyyaml',
         'safetensors',
         'scikit-image',
         'scipy',
+        'tifffile',
         'tqdm',
         'setuptools; python_version >= "3.12"',  # the distutils that BasicSR imports
     ],

@@ -141,9 +141,10 @@ def upscale_tensor(model: ModelDescriptor, images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     out = images.new_empty(*images.shape[:-2], height * model.scale, width * model.scale)
     for tile in split(model, height, width):
-        part = images[(..., *tile.context)].to(model.device, torch.float32)
+        (rows, columns), (top, left), (inner, middle) = tile.context, tile.place(model.scale), tile.inside(model.scale)
+        part = images[..., rows, columns].to(model.device, torch.float32)
         sr = _upscale_colors(model, part if images.dim() == 4 else part[None])
-        out[(..., *tile.place(model.scale))] = sr[(..., *tile.inside(model.scale))]
+        out[..., top, left] = sr[..., inner, middle]
     return out
 
 

@@ -139,7 +139,7 @@ def read_photo(path: Path, form: Format = FORMATS['png']) -> Photo:
     with opened_image(path, _READ, _MAX_PIXELS) as image:
         exif, orientation = _metadata(image)
         profile = image.info.get('icc_profile') or b''
-        deep = _has_16_bits(image)
+        deep = _has_16_bits(path, image)
         image.load()
         if deep:
             pixels = _read_deep(path, 1 if image.format == 'TIFF' else orientation)  # OpenCV itself turns a TIFF
@@ -233,13 +233,12 @@ def _metadata(image: Image.Image) -> tuple[Image.Exif, int]:
     return kept, orientation
 
 
-def _has_16_bits(image: Image.Image) -> bool:
+def _has_16_bits(path: Path, image: Image.Image) -> bool:
     """Whether a file has 16 bits per channel, of which Pillow would keep eight in colour images."""
     if image.mode not in ('L', 'LA', 'RGB', 'RGBA', 'I', 'I;16', 'I;16B', 'I;16L'):
         return False
     if image.format == 'PNG':
-        assert image.filename
-        with open(image.filename, 'rb') as file:
+        with open(path, 'rb') as file:
             return file.read(25)[24] == 16  # the bit depth in the header
     if image.format == 'TIFF':
         bits, kind, colors = (image.tag_v2.get(tag, default) for tag, default in ((258, ()), (339, (1,)), (262, 1)))  # type: ignore[attr-defined]
@@ -268,15 +267,14 @@ def _write_deep(file: IO[bytes], photo: Photo, form: Format) -> None:
     gray = pixels.shape[2] == 1
     profile = _fitting(photo.profile, 'L' if gray else 'RGB')
     if form.name == 'TIFF':
-        alpha = {'extrasamples': ['unassalpha']} if pixels.shape[2] == 4 else {}
         tifffile.imwrite(
             file,
             pixels[..., 0] if gray else pixels,
             photometric='minisblack' if gray else 'rgb',
             compression='zlib',
             iccprofile=profile or None,
+            extrasamples=['unassalpha'] if pixels.shape[2] == 4 else None,
             metadata=None,
-            **alpha,
         )
         return
     if not gray:
@@ -292,7 +290,7 @@ def _write_deep(file: IO[bytes], photo: Photo, form: Format) -> None:
         encoded = cv2.imencodeWithMetadata('.png', pixels, list(blocks), list(blocks.values()), options)[1]
     else:
         encoded = cv2.imencode('.png', pixels, options)[1]
-    file.write(encoded)
+    file.write(encoded.data)
 
 
 def _mode(image: Image.Image) -> str:
