@@ -184,9 +184,20 @@ def test_16_bits_stay_where_the_format_holds_them(desk, name, channels):
 
 
 def test_colours_for_print_are_converted_by_their_profile(desk, monkeypatch):
-    picture('CMYK').save('print.jpg', icc_profile=b'\0' * 128 + b'damaged')
-    assert upscale(['print.jpg']) == 0  # a damaged profile counts as none
-    assert opened('print_x2.png').info.get('icc_profile') is None
+    """No CMYK profile may be shipped with the tests, so the conversion itself is replaced."""
+    picture('CMYK').save('print.jpg', icc_profile=b'the profile')
+    assert upscale(['print.jpg', '-o', 'damaged.png']) == 0  # a damaged profile counts as none
+
+    def convert(image, profile, to, outputMode):
+        assert (image.mode, profile.read(), outputMode) == ('CMYK', b'the profile', 'RGB')
+        return Image.new('RGB', image.size, (10, 200, 30))
+
+    monkeypatch.setattr(ImageCms, 'profileToProfile', convert)
+    assert upscale(['print.jpg', '-o', 'good.png']) == 0
+    expected = load_model('fsrcnn_x2').upscale(np.full((13, 20, 3), (10, 200, 30), np.uint8))
+    assert np.array_equal(np.asarray(opened('good.png')), expected)
+    assert not np.array_equal(np.asarray(opened('damaged.png')), expected)
+    assert 'icc_profile' not in opened('good.png').info and 'icc_profile' not in opened('damaged.png').info
 
 
 def test_a_folder_keeps_its_subfolders(desk, capsys):

@@ -20,6 +20,7 @@ from pisr_plugin.inference import checkpoint
 from pisr_plugin.inference.card import card_file, read_card
 from pisr_plugin.inference.find_model import find_model
 from pisr_plugin.inference.predict import find_tile_pad
+from pisr_plugin.inference.tiles import upscale_pixels, upscale_tensor
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
 
 
@@ -99,8 +100,6 @@ class ModelDescriptor:
             DataError: the file is no photo.
             ValueError: the pixels or the tensor have another shape or type.
         """
-        from pisr_plugin.inference.tiles import upscale_pixels, upscale_tensor
-
         if isinstance(image, Tensor):
             return upscale_tensor(self, image)
         if isinstance(image, np.ndarray):

@@ -171,7 +171,6 @@ def write_photo(path: Path, photo: Photo, form: Format, quality: int = 95) -> No
         DataError: the format cannot hold the photo.
         OSError: the file cannot be written.
     """
-    check_size(path, photo.size, form)
     with replacing(path, durable=False) as file:
         if isinstance(photo.pixels, np.ndarray):
             _write_deep(file, photo, form)
@@ -221,7 +220,8 @@ def _metadata(image: Image.Image) -> tuple[Image.Exif, int]:
     kept = Image.Exif()
     try:
         found = image.getexif()
-        orientation = found.get(_ORIENTATION, 1)
+        orientation = found.get(_ORIENTATION)
+        orientation = orientation if orientation in range(1, 9) else 1
         kept.update({tag: found[tag] for tag in _KEPT if tag in found})
         for block in (_EXIF, _GPS):
             if tags := found.get_ifd(block):
