@@ -211,6 +211,8 @@ def test_a_folder_keeps_its_subfolders(desk, capsys):
     assert upscale(['holiday', '-o', 'holiday/larger']) == 0  # does not take its own results for photos
     assert files('holiday/larger') == ['a_x2.png', 'sea side/b_x2.png']
     assert '2 results exist, so they were skipped' in capsys.readouterr().out
+    assert upscale(['holiday/sea side', '-o', '.']) == 0  # a folder above the photos'
+    assert Path('b_x2.png').is_file()
     assert upscale(['.', '-o', '../all', '--format', 'same']) == 0
     assert 'holiday/sea side/b_x2.jpg' in files('../all')
 
@@ -394,6 +396,7 @@ def test_the_recipe_says_which_network(workspace, capsys):
         (['a.png', 'a.jpg', '-o', 'out'], 'both would become out/a_x2.png. Expected --format same'),
         (['a.png', '-o', 'a.png', '--overwrite'], 'a.png would take the place of a photo'),
         (['a.png', 'a.jpg', '-o', 'out.png'], '-o out.png: names a file, for one photo'),
+        (['.', '-o', '.'], '-o .: is the folder of the photos'),
         (['a.png', '-o', 'out.png', '--format', 'jpg'], '-o out.png: another format than --format jpg'),
         (['a.png', '--scale', '7'], '--scale 7: no model for this scale comes with the package'),
         (['a.png', '--model', 'fsrcnn_x5'], "fsrcnn_x5: no such model, file or folder. Did you mean 'fsrcnn_x"),

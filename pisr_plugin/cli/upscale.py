@@ -97,14 +97,14 @@ def upscale(args: argparse.Namespace) -> int:
     return common.SOME_FAILED if failed else 0
 
 
-def find_results(photos: list[Path], output: Path | None, scale: int, form: str | None) -> dict[Path, Path]:
+def find_results(photos: list[Path], output: Path | None, scale: int, file_format: str | None) -> dict[Path, Path]:
     """Returns where the result for each photo will be, by the rules that ``--help`` shows.
 
     Args:
         photos: Image files, or folders of them.
         output: What ``-o`` names, if anything.
         scale: Upscaling factor.
-        form: What ``--format`` names, if anything.
+        file_format: What ``--format`` names, if anything.
 
     Raises:
         DataError: a folder has no photos, or two photos would have the same result.
@@ -115,8 +115,8 @@ def find_results(photos: list[Path], output: Path | None, scale: int, form: str 
     if output is not None and output.suffix.lower().lstrip('.') in BY_SUFFIX and not output.is_dir():
         if len(photos) > 1 or photos[0].is_dir():
             raise OptionsError(f'-o {output}: names a file, for one photo. Expected a folder.')
-        if form is not None and _form(output) is not BY_SUFFIX.get(form):
-            raise OptionsError(f'-o {output}: another format than --format {form}.')
+        if file_format is not None and _format_of(output) is not BY_SUFFIX.get(file_format):
+            raise OptionsError(f'-o {output}: another format than --format {file_format}.')
         return {photos[0]: output}
     results: dict[Path, Path] = {}
     owners: dict[Path, Path] = {}
@@ -124,11 +124,15 @@ def find_results(photos: list[Path], output: Path | None, scale: int, form: str 
         if named.is_dir():
             root = named.resolve()
             folder = output or root.with_name(f'{root.name}_x{scale}')
+            if folder.resolve() == root:
+                raise OptionsError(f'-o {output}: is the folder of the photos. Expected another one.')
             files = {file: folder / file.parent.relative_to(named) for file in _photos_below(named, folder)}
         else:
             files = {named: output or named.parent}
         for photo, place in files.items():
-            suffix = photo.suffix if form == 'same' and _form(photo) else f'.{(form or "png").replace("same", "png")}'
+            suffix = f'.{file_format or "png"}'
+            if file_format == 'same':
+                suffix = photo.suffix if _format_of(photo) else '.png'
             result = place / f'{photo.stem}_x{scale}{suffix}'
             if owners.setdefault(result, photo) != photo:
                 raise DataError(
@@ -139,7 +143,7 @@ def find_results(photos: list[Path], output: Path | None, scale: int, form: str 
     return results
 
 
-def _form(path: Path) -> Format | None:
+def _format_of(path: Path) -> Format | None:
     from pisr_plugin.data.storage.photo_files import FORMATS as BY_SUFFIX
 
     return BY_SUFFIX.get(path.suffix.lower().lstrip('.'))
@@ -149,12 +153,13 @@ def _photos_below(folder: Path, results: Path) -> list[Path]:
     """Lists the photos of a folder and its subfolders, without hidden ones and those below ``results``."""
     from pisr_plugin.data.storage.photo_files import PHOTO_SUFFIXES
 
+    inside = folder.resolve() in results.resolve().parents
     found = [
         path
         for path in sorted(folder.rglob('*'))
         if path.suffix.lower() in PHOTO_SUFFIXES
         and not any(part.startswith('.') for part in path.relative_to(folder).parts)
-        and results.resolve() not in path.resolve().parents
+        and not (inside and results.resolve() in path.resolve().parents)
         and path.is_file()
     ]
     if not found:
@@ -184,11 +189,11 @@ def _upscale_photo(model: ModelDescriptor, photo: Path, result: Path, args: argp
     from pisr_plugin.inference.tiles import split, upscale_tile
 
     start = time.monotonic()
-    form = _form(result)
-    assert form is not None  # by find_results
-    small = read_photo(photo, form)
+    file_format = _format_of(result)
+    assert file_format is not None  # by find_results
+    small = read_photo(photo, file_format)
     height, width = small.size
-    check_size(photo, (height * model.scale, width * model.scale), form)
+    check_size(photo, (height * model.scale, width * model.scale), file_format)
     tiles = split(model, height, width, args.strips)
     if len(tiles) == 1 and height * width > LARGE:
         notice(
@@ -203,6 +208,6 @@ def _upscale_photo(model: ModelDescriptor, photo: Path, result: Path, args: argp
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise DataError(f'{photo}: too large for the memory ({first_line(error)})') from None
     make_folder(result.parent)
-    write_photo(result, large, form, args.quality or 95)
+    write_photo(result, large, file_format, args.quality or 95)
     size = f'{width}x{height} to {width * model.scale}x{height * model.scale}'
     print(f'{result}: {size} in {time.monotonic() - start:.1f} s', flush=True)

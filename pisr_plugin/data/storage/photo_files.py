@@ -37,7 +37,7 @@ class Format:
     Attributes:
         name: Pillow's name.
         alpha: Whether it holds transparency.
-        deep: Whether it holds 16 bits per channel.
+        holds_16_bits: Whether it holds 16 bits per channel.
         gray: Whether it holds gray images as such.
         largest: Longest side in pixels.
         lossy: Whether it has a quality.
@@ -45,16 +45,16 @@ class Format:
 
     name: str
     alpha: bool = True
-    deep: bool = False
+    holds_16_bits: bool = False
     gray: bool = True
     largest: int = 2**31 // 4 - 1
     lossy: bool = False
 
 
-_JPEG, _TIFF = Format('JPEG', alpha=False, largest=65500, lossy=True), Format('TIFF', deep=True)
+_JPEG, _TIFF = Format('JPEG', alpha=False, largest=65500, lossy=True), Format('TIFF', holds_16_bits=True)
 # by the suffix of the file, without its dot
 FORMATS = {
-    'png': Format('PNG', deep=True),
+    'png': Format('PNG', holds_16_bits=True),
     'jpg': _JPEG,
     'webp': Format('WEBP', gray=False, largest=16383, lossy=True),
     'tiff': _TIFF,
@@ -122,16 +122,16 @@ class Photo:
         return Photo(pixels, self.exif, self.profile)
 
 
-def read_photo(path: Path, form: Format = FORMATS['png']) -> Photo:
+def read_photo(path: Path, file_format: Format = FORMATS['png']) -> Photo:
     """Decodes a photo and turns it upright.
 
-    Colours for print (CMYK) become sRGB. The photo keeps what ``form`` can hold: where that has no transparency, the
-    photo is laid on white; where it has no 16 bits, the photo is rounded to 8 bits. Of several pictures in a file the
-    first is taken.
+    Colours for print (CMYK) become sRGB. The photo keeps what ``file_format`` can hold: where that has no transparency,
+    the photo is laid on white; where it has no 16 bits, the photo is rounded to 8 bits. Of several pictures in a file
+    the first is taken.
 
     Args:
         path: The file.
-        form: Format in which the result is to be written.
+        file_format: Format in which the result is to be written.
 
     Raises:
         DataError: the file is not an image, is truncated, has pixels of another kind or too many of them.
@@ -139,11 +139,11 @@ def read_photo(path: Path, form: Format = FORMATS['png']) -> Photo:
     with opened_image(path, _READ, _MAX_PIXELS) as image:
         exif, orientation = _metadata(image)
         profile = image.info.get('icc_profile') or b''
-        deep = _has_16_bits(path, image)
+        has_16_bits = _has_16_bits(path, image)
         image.load()
-        if deep:
-            pixels = _read_deep(path, 1 if image.format == 'TIFF' else orientation)  # OpenCV itself turns a TIFF
-            if form.deep and (form.alpha or pixels.shape[2] % 2):
+        if has_16_bits:
+            pixels = _read_16_bits(path, 1 if image.format == 'TIFF' else orientation)  # OpenCV itself turns a TIFF
+            if file_format.holds_16_bits and (file_format.alpha or pixels.shape[2] % 2):
                 return Photo(pixels, exif, profile)
             upright = Image.fromarray(np.rint(pixels / 257).astype(np.uint8).squeeze(2 if pixels.shape[2] == 1 else ()))
         else:
@@ -151,20 +151,20 @@ def read_photo(path: Path, form: Format = FORMATS['png']) -> Photo:
         if upright.mode == 'CMYK':
             upright, profile = _from_print(upright, profile), b''
         upright = upright.convert(_mode(upright))
-        if not form.alpha and upright.mode in ('LA', 'RGBA'):
+        if not file_format.alpha and upright.mode in ('LA', 'RGBA'):
             white = Image.new(upright.mode.removesuffix('A'), upright.size, 'white')
             white.paste(upright.convert(white.mode), mask=upright.getchannel('A'))
             upright = white
         return Photo(upright, exif, profile)
 
 
-def write_photo(path: Path, photo: Photo, form: Format, quality: int = 95) -> None:
+def write_photo(path: Path, photo: Photo, file_format: Format, quality: int = 95) -> None:
     """Writes a photo with its metadata; an exception or a killed process leaves no file under this name.
 
     Args:
         path: File to write.
         photo: The photo.
-        form: Format of the file.
+        file_format: Format of the file.
         quality: For lossy formats, 1 to 100.
 
     Raises:
@@ -173,38 +173,38 @@ def write_photo(path: Path, photo: Photo, form: Format, quality: int = 95) -> No
     """
     with replacing(path, durable=False) as file:
         if isinstance(photo.pixels, np.ndarray):
-            _write_deep(file, photo, form)
+            _write_16_bits(file, photo, file_format)
             return
         image = photo.pixels
-        if not form.gray and image.mode in ('L', 'LA'):
+        if not file_format.gray and image.mode in ('L', 'LA'):
             image = image.convert('RGB' if image.mode == 'L' else 'RGBA')
-        options: dict[str, Any] = {'quality': quality, 'subsampling': '4:4:4'} if form.lossy else {}
-        if form.name == 'PNG':
+        options: dict[str, Any] = {'quality': quality, 'subsampling': '4:4:4'} if file_format.lossy else {}
+        if file_format.name == 'PNG':
             options['compress_level'] = PNG_LEVEL
-        if form.name == 'TIFF':
+        if file_format.name == 'TIFF':
             options['compression'] = 'tiff_adobe_deflate'
-        if form.name != 'BMP':
+        if file_format.name != 'BMP':
             options['icc_profile'] = _fitting(photo.profile, image.mode) or None
             if len(photo.exif):
                 options['exif'] = photo.exif
         target: Any = _Stream(file)
-        if form.name == 'TIFF':
+        if file_format.name == 'TIFF':
             target = file  # a stream would be put together in memory
             options['exif'] = {tag: photo.exif[tag] for tag in _KEPT if tag in photo.exif}  # libtiff takes no blocks
         try:
-            image.save(target, format=form.name, **options)
+            image.save(target, format=file_format.name, **options)
         except OSError:
             raise
         except Exception as error:  # of several types, such as for a damaged profile
-            raise DataError(f'{path}: cannot be written as {form.name} ({first_line(error)})') from None
+            raise DataError(f'{path}: cannot be written as {file_format.name} ({first_line(error)})') from None
 
 
-def check_size(path: Path, size: tuple[int, int], form: Format) -> None:
+def check_size(path: Path, size: tuple[int, int], file_format: Format) -> None:
     """Raises a DataError if a format cannot hold an image of this height and width."""
-    if max(size) > form.largest:
+    if max(size) > file_format.largest:
         raise DataError(
-            f'{path}: too large for {form.name} (found {size[1]}x{size[0]} pixels). Expected at most {form.largest} on '
-            'a side; --format png holds it.'
+            f'{path}: too large for {file_format.name} (found {size[1]}x{size[0]} pixels). Expected at most '
+            f'{file_format.largest} on a side; --format png holds it.'
         )
 
 
@@ -220,8 +220,8 @@ def _metadata(image: Image.Image) -> tuple[Image.Exif, int]:
     kept = Image.Exif()
     try:
         found = image.getexif()
-        orientation = found.get(_ORIENTATION)
-        orientation = orientation if orientation in range(1, 9) else 1
+        value = found.get(_ORIENTATION)
+        orientation = int(value) if value in range(1, 9) else 1
         kept.update({tag: found[tag] for tag in _KEPT if tag in found})
         for block in (_EXIF, _GPS):
             if tags := found.get_ifd(block):
@@ -246,7 +246,7 @@ def _has_16_bits(path: Path, image: Image.Image) -> bool:
     return False
 
 
-def _read_deep(path: Path, orientation: int) -> np.ndarray:
+def _read_16_bits(path: Path, orientation: int) -> np.ndarray:
     """Returns the pixels (H, W, C) of an image of 16 bits per channel, which Pillow has found to be whole."""
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
@@ -262,11 +262,11 @@ def _read_deep(path: Path, orientation: int) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _write_deep(file: IO[bytes], photo: Photo, form: Format) -> None:
+def _write_16_bits(file: IO[bytes], photo: Photo, file_format: Format) -> None:
     pixels: np.ndarray = photo.pixels  # type: ignore[assignment]  # the caller has looked
     gray = pixels.shape[2] == 1
     profile = _fitting(photo.profile, 'L' if gray else 'RGB')
-    if form.name == 'TIFF':
+    if file_format.name == 'TIFF':
         tifffile.imwrite(
             file,
             pixels[..., 0] if gray else pixels,
