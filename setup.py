@@ -18,8 +18,13 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     py_modules=['pisr_command'],
-    packages=find_packages(include=['pisr_plugin', 'pisr_plugin.*']),
-    package_data={'pisr_plugin': ['py.typed', 'zoo/*'], 'pisr_plugin.report': ['*.j2', 'static/*', 'sections/*']},
+    packages=[*find_packages(include=['pisr_plugin', 'pisr_plugin.*']), 'pisr_plugin.options'],
+    package_dir={'pisr_plugin.options': 'options'},
+    package_data={
+        'pisr_plugin': ['py.typed', 'zoo/*'],
+        'pisr_plugin.options': ['**/*.yml', 'schema.json'],
+        'pisr_plugin.report': ['*.j2', 'static/*', 'sections/*'],
+    },
     python_requires='>=3.10,<3.13',  # basicsr 1.4.2 does not build on 3.13
     install_requires=[
         'torch>=2.6',  # earlier ones run code from a checkpoint all the same (CVE-2025-32434)
@@ -59,7 +64,7 @@ setup(
             'tensorboard',
             'types-PyYAML',
         ],
-        'docs': ['mkdocs-material'],
+        'docs': ['latex2mathml', 'mkdocs-material'],
         'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
         'optimizers': ['pytorch_optimizer>=4.1'],

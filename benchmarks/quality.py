@@ -6,7 +6,6 @@ what is there. CPU time is that of the iterations; validation and saving do not 
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from benchmarks.harness import Settings
 from benchmarks.photos import make_photo_sets
 from benchmarks.report import Table
 from pisr_plugin.utils.errors import DataError, PISRError
+from pisr_plugin.utils.files import read_records
 
 ROOT = Path(__file__).parents[1]
 ADAM = (
@@ -115,8 +115,7 @@ def run(settings: Settings) -> list[Table]:
 def points(metrics: Path) -> list[Point]:
     """The validations of a run, from its ``metrics.jsonl``."""
     found, cpu, last = [], 0.0, 0
-    for line in metrics.read_text(encoding='utf-8').splitlines():
-        record = json.loads(line)
+    for record in read_records(metrics):
         if 'cpu_time' in record:  # a mean over the iterations since the last report
             cpu, last = cpu + record['cpu_time'] * (record['iter'] - last), record['iter']
         elif 'psnr' in record:

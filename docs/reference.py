@@ -1,4 +1,4 @@
-"""A hook of MkDocs: writes the reference pages from what the plugin registers, and adds pages of the root folder."""
+"""A hook of MkDocs: adds the reference pages, written from what the plugin registers, and pages of the root folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import os
 import re
 from contextlib import redirect_stdout
+from html import unescape
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -58,6 +59,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for name, source in {**FROM_ROOT, 'index.md': 'README.md'}.items():
         markdown = re.sub(rf'\]\((\.\./)*{source}', f']({os.path.relpath(name, folder)}', markdown)
     return markdown.replace('](docs/', '](') if page.file.src_path in FROM_ROOT else markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Turns formulas into MathML, which browsers show without a script."""
+    from latex2mathml.converter import convert
+
+    formula = re.compile(r'(?s)<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>')
+    return formula.sub(
+        lambda match: convert(unescape(match[2]), 'block' if match[1] == 'div' else 'inline'),
+        html,
+    )
 
 
 def pages() -> dict[str, str]:

@@ -20,6 +20,7 @@ from pisr_plugin.cli.ablate import main as ablate
 from pisr_plugin.cli.train import main as train
 from pisr_plugin.config.compose import compose
 from pisr_plugin.config.stages import unroll
+from pisr_plugin.engine.cpu_timer import cpu_seconds
 from tests.conftest import ROOT
 from tests.processes import WarmProcess, start, wait_for_progress
 from tests.runs import ENDS
@@ -86,7 +87,11 @@ def test_rows_are_trained_and_compared(grid, capsys):
     assert laplace['spread']['psnr'] > 0 and rows['laplace']['seeds'] == [0, 1]
     assert rows['laplace']['published'] == {'test': 37.33} and rows['mae']['title'] == 'mean absolute error'
     assert all((Path('results/grid') / run['checkpoint']).is_file() for run in rows['mae']['runs'])
-    assert 'test, published' in Path('results/grid/table.md').read_text()
+    table = Path('results/grid/table.md').read_text()
+    assert 'test, published' in table and 'CPU s of training' in table
+    spent = {name: cpu_seconds(stage.folder) for name, stage in plan.stages.items()}
+    by_seed = [sum(spent[name] for name in names) for names in plan.rows['laplace'].values()]
+    assert rows['laplace']['training_seconds'] == pytest.approx(sum(by_seed) / 2) and min(by_seed) > 0
     lines = Path('results/grid/evaluation.csv').read_text().splitlines()
     assert len(lines) == 1 + 2 * (1 + 4 * 2)  # two images: bicubic once, four rows for two seeds
 

@@ -98,8 +98,8 @@ def test_images_that_are_no_pair(data):
 @pytest.mark.parametrize(
     'root, command',
     [
-        ('datasets/DIV2K/train', 'prepare_data.py build PHOTOS -o datasets/DIV2K/train'),
-        ('datasets/demo/train', 'prepare_data.py demo -o datasets/demo'),
+        ('datasets/DIV2K/train', 'pisr-prepare-data build PHOTOS -o datasets/DIV2K/train'),
+        ('datasets/demo/train', 'pisr-prepare-data demo -o datasets/demo'),
     ],
 )
 @pytest.mark.parametrize('backend', BACKENDS)

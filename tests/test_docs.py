@@ -19,6 +19,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from pisr_plugin.cli.list import main as list_
 from pisr_plugin.cli.report import main as report
 from pisr_plugin.cli.train import main as train
+from pisr_plugin.config.recipes import recipe_names
 from tests.conftest import ROOT
 from tests.report_sample import make_results
 
@@ -133,6 +134,13 @@ def test_every_recipe_that_is_named_exists(path):
     for name in re.findall(r'(?<![\w/])options/[\w/{},.$*<>-]+\.yml', path.read_text()):
         for pattern in expand(re.sub(r'\$\w+|<\w+>', '*', name)):
             assert list(ROOT.glob(pattern)), name
+
+
+@each_page
+def test_every_recipe_of_the_package_that_a_command_names_exists(path):
+    for _, *words in command_lines(path):
+        for name in words[words.index('-opt') + 1 :][:1] if '-opt' in words else ():
+            assert name.endswith('.yml') or name.isupper() or name in recipe_names(), name
 
 
 def expand(pattern: str) -> list[str]:
@@ -256,15 +264,22 @@ def test_the_reference_describes_all_that_a_recipe_can_name(reference):
         assert f'## {command}' in reference['commands.md']
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
-    pytest.importorskip('mkdocs')
-    pytest.importorskip('material')
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    for package in ('mkdocs', 'material', 'latex2mathml'):
+        pytest.importorskip(package)
     from mkdocs.__main__ import cli
 
     with pytest.raises(SystemExit) as end:
         cli(['build', '--strict', '--quiet', '-f', str(ROOT / 'mkdocs.yml'), '-d', str(tmp_path / 'site')])
     assert end.value.code in (0, None)
     assert (tmp_path / 'site/extending/index.html').is_file()
+    assert '<math' in (tmp_path / 'site/losses/index.html').read_text()
+    for file in tmp_path.rglob('*.html'):
+        text = file.read_text()
+        assert 'class="arithmatex"' not in text
+        assert not re.search(
+            r'<(script|img)[^>]* src="(https?:)?//|<link [^>]*stylesheet[^>]*href="(https?:)?//', text
+        ), file
 
 
 # -------------------------------------------------------------------------------------------------- messages

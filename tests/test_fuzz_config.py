@@ -186,7 +186,7 @@ def changed(draw: st.DrawFn, sources: list[dict]) -> dict:
             node = node[parent]
         how = draw(st.sampled_from(['replace', 'replace', 'replace', 'remove', 'rename']))
         if how == 'replace' or isinstance(node, list):
-            node[key] = draw(VALUES)
+            node[key] = deepcopy(draw(VALUES))  # the next change must not reach into the strategy
         elif how == 'remove':
             del node[key]
         else:

@@ -28,6 +28,7 @@ def sample() -> dict:
         'Set5': {'mean': {'psnr': 30.0, 'ssim': 0.9}, 'spread': {'psnr': 0.1}, 'difference': None, 'images': images}
     }
     row = {'title': 'A', 'role': 'student', 'network': 'FSRCNN', 'parameters': 12, 'multi_adds': 3e9, 'sets': sets}
+    row['training_seconds'] = 12.5
     row |= {'published': {'Set5': [37.0, 0.9]}, 'seeds': [0], 'seconds': {'Set5': 0.1}}
     row['runs'] = [{'seed': 0, 'stage': 's', 'folder': '../../e/s', 'checkpoint': '../../e/s/net_g_latest.pth'}]
     return {

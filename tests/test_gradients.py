@@ -1,5 +1,6 @@
 """How strongly each loss term pulls: figures are those of the step itself, and looking changes nothing."""
 
+import re
 from copy import deepcopy
 
 import pytest
@@ -8,7 +9,8 @@ from basicsr.models import build_model
 
 from pisr_plugin.cli.gradients import main
 from pisr_plugin.cli.train import main as train
-from pisr_plugin.diagnostics.gradients import gradient_stats
+from pisr_plugin.diagnostics.gradients import WEAK, gradient_stats, weak_links
+from tests.test_gan import GAN, UNET
 from tests.test_model import BODY, options
 
 
@@ -65,6 +67,60 @@ def test_looking_changes_nothing(batch):
     assert all(torch.equal(value, before[key]) for key, value in model.linked.state_dict().items())
     assert all(p.grad is None for p in model.linked.parameters())
     assert torch.equal(random, torch.get_rng_state())
+
+
+def test_looking_leaves_the_spectral_norms_of_a_discriminator(batch):
+    model = build_model(options(network_d=UNET, train=GAN))
+    before = deepcopy(model.net_d.state_dict())
+    assert 'l_gan' in gradient_stats(model, [batch], 1)
+    assert all(torch.equal(value, before[key]) for key, value in model.net_d.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    'loss, weak',
+    [({'loss_weight': 1e-9}, True), ({'loss_weight': 1.0}, False), ({'loss_weight': 1e-9, 'from_iter': 2}, False)],
+)
+def test_a_link_with_hardly_any_gradient_is_weak(batch, loss, weak):
+    body = {**BODY, 'loss': {**BODY['loss'], **loss}}
+    model = build_model(options(train={'distill_opt': {'body': body}}))
+    found = weak_links(model, batch, 1)
+    assert list(found) == (['body'] if weak else [])
+    assert all(0 < share < WEAK for share in found.values())
+
+
+def test_float16_hides_no_gradient(batch):
+    """Without loss scaling such small ones would be 0."""
+    body = grown(1e-7)
+    torch.manual_seed(0)
+    exact = weak_links(build_model(options(train={'distill_opt': {'body': body}})), batch, 1)
+    torch.manual_seed(0)
+    half = weak_links(build_model(options(train={'distill_opt': {'body': body}, 'amp': 'fp16'})), batch, 1)
+    assert half['body'] == pytest.approx(exact['body'], rel=0.05) and exact['body'] > 0
+
+
+def test_a_run_warns_once_of_a_weak_link_and_trains_the_same(workspace, monkeypatch, capsys):
+    def run(name, *flags):
+        recipe = workspace.recipe(name=name)
+        assert train(['-opt', str(recipe), *flags]) == 0
+        logs = sorted(workspace.path.glob(f'experiments/{name}/student/*.log'))
+        weights = torch.load(workspace.path / f'experiments/{name}/student/models/net_g_latest.pth')['params']
+        return [re.findall('Share of the gradient.*', log.read_text()) for log in logs], weights
+
+    (told,), weights = run('told')
+    (line,) = told
+    assert line.startswith('Share of the gradient below 0.001 in the first iteration: link body ')
+    capsys.readouterr()
+    assert main(re.search('pisr-gradients (.*) shows', line)[1].split()) == 0
+    assert 'l_distill_body' in capsys.readouterr().out
+
+    (workspace.path / 'experiments/told/student/result.json').unlink()
+    for file in workspace.path.glob('experiments/told/student/*/*4.*'):
+        file.unlink()
+    assert run('told', '--auto_resume')[0] == [[line], []]
+
+    monkeypatch.setattr('pisr_plugin.engine.loop.weak_links', lambda *_: {})
+    (untold,), same = run('untold')
+    assert untold == [] and all(torch.equal(value, same[key]) for key, value in weights.items())
 
 
 def test_beginning_and_end_of_a_stage(workspace, capsys):

@@ -62,6 +62,15 @@ def test_registered_objects_have_a_line_each(capsys, what, name, origin, text):
     assert sum(bool(re.match(rf'{name} +{origin} +{re.escape(text)}', line)) for line in lines) == 1
 
 
+def test_every_recipe_and_grid_has_a_line(capsys):
+    lines = listed(capsys, 'recipes')
+    shown = [re.split(r'  +', line) for line in lines]
+    assert any(row[:2] == ['demo/pisr_fsrcnn_x2', 'x2 PITeacher -> FSRCNN'] for row in shown)
+    assert ['ablation/table1_x2', 'grid', 'PISR, Table 1 (FSRCNN, x2)'] in shown
+    files = [path.relative_to(ROOT / 'options').with_suffix('') for path in (ROOT / 'options').rglob('*.yml')]
+    assert [row[0] for row in shown] == sorted(str(file) for file in files if not re.search('(^|/)_', str(file)))
+
+
 def test_a_plugin_of_the_user_is_listed_as_such(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(ARCH_REGISTRY._obj_map))
     monkeypatch.chdir(tmp_path)

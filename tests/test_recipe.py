@@ -1,10 +1,13 @@
 """Recipes compose, take overrides and references, unroll into stages; and nothing in them runs."""
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
+from pisr_plugin.ablation.grid import read_grid
 from pisr_plugin.config.compose import compose, override, resolve
+from pisr_plugin.config.recipes import OPTIONS, find_recipe
 from pisr_plugin.config.stages import select, unroll
 from pisr_plugin.utils.errors import OptionsError
 
@@ -77,6 +80,59 @@ def test_a_broken_recipe_is_told_in_one_message(write, tmp_path, files, fragment
         write(name, text)
     with pytest.raises(OptionsError) as error:
         compose(tmp_path / 'a.yml')
+    assert all(fragment in str(error.value) for fragment in fragments), error.value
+
+
+# ------------------------------------------------------------------------------------- recipes of the package
+
+
+NAMES = ['pisr_fsrcnn_x2', 'pisr_fsrcnn_x2.yml', 'options/pisr_fsrcnn_x2.yml', './options/pisr_fsrcnn_x2']
+
+
+@pytest.mark.parametrize('name', [*NAMES, 'fast/pisr_fsrcnn_x2'])
+def test_a_recipe_of_the_package_is_named_without_a_path(name, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = OPTIONS / ('fast/pisr_fsrcnn_x2.yml' if 'fast' in name else 'pisr_fsrcnn_x2.yml')
+    assert compose(name) == compose(file)
+    assert compose(write('mine.yml', f'_base_: {name}\nscale: 3')) == {**compose(file), 'scale': 3}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_file_wins_over_a_recipe_of_the_package(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'options').mkdir()
+    (tmp_path / name).write_text('mine: 1')
+    assert find_recipe(name) == Path(name)
+
+
+def test_a_grid_names_recipes_of_the_package_and_is_a_base_anywhere(write):
+    rows = '{plain: {recipe: options/baseline_fsrcnn_x2.yml}, pisr: {}}'
+    grid = read_grid(write('grid.yml', f'name: mine\nrecipe: pisr_fsrcnn_x2\ncommon: _base_/b100\nrows: {rows}'))
+    assert [row.recipes[0]['name'] for row in grid.rows] == ['baseline_fsrcnn_x2', 'pisr_fsrcnn_x2']
+    ours = read_grid('ablation/table1_x2')
+    assert [row.name for row in read_grid(write('table.yml', '_base_: ablation/table1_x2\nname: mine')).rows] == [
+        row.name for row in ours.rows
+    ]
+
+
+@pytest.mark.parametrize(
+    'name, fragments',
+    [
+        ('pisr_fsrcn_x2', ['pisr_fsrcn_x2: does not exist', "Did you mean 'pisr_fsrcnn_x2'?", 'pisr-list recipes']),
+        ('table1_x2_short', ["Did you mean 'ablation/table1_x2_short'?"]),
+        ('my_recipe', ["Did you mean 'my_recipe.yml'?"]),
+        ('../options/pisr_fsrcnn_x2.yml', ['does not exist']),
+        (f'{OPTIONS}/../options/pisr_fsrcnn_x9', ['does not exist']),
+        ('fast', ['does not exist']),
+        ('', ['not a file']),
+        ('x' * 300, ['not a file name']),
+    ],
+)
+def test_an_unknown_name_is_one_message(name, fragments, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write('my_recipe.yml', 'x: 1')
+    with pytest.raises(OptionsError) as error:
+        find_recipe(name)
     assert all(fragment in str(error.value) for fragment in fragments), error.value
 
 

@@ -299,15 +299,23 @@ def test_published_points_are_those_of_the_table():
 def test_commands_are_quoted_and_told_once(results):
     told = dict(commands(read_evaluation(results)))
     assert told[EVIL] == [
-        "python tools/train.py -opt options/pisr_fsrcnn_x2.yml --force_yml name=x 'train:distill_opt={a: {b: c}}'"
+        "pisr-train -opt options/pisr_fsrcnn_x2.yml --force_yml name=x 'train:distill_opt={a: {b: c}}'"
     ]
+
+
+def test_a_recipe_of_the_package_is_told_by_its_name(own_results):
+    run = read_evaluation(own_results).row('laplace').runs[0]
+    (run.folder / 'options.yml').write_text(
+        '# pisr_plugin 0.1.0, fast/pisr_fsrcnn_x2 name=x\n# stage teacher\nscale: 2\n'
+    )
+    assert command(run) == 'pisr-train -opt fast/pisr_fsrcnn_x2 --force_yml name=x'
 
 
 def test_without_a_header_the_resolved_options_are_named(own_results, monkeypatch):
     monkeypatch.chdir(own_results.parents[1])
     run = read_evaluation(own_results).row('laplace').runs[0]
     (run.folder / 'options.yml').write_text('scale: 2\n')
-    assert command(run) == 'python tools/train.py -opt experiments/laplace/teacher/options.yml'
+    assert command(run) == 'pisr-train -opt experiments/laplace/teacher/options.yml'
 
 
 def test_numbers_read_as_in_papers():

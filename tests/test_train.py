@@ -35,10 +35,10 @@ def test_one_recipe_trains_teacher_then_student(workspace):
     for folder in (TEACHER, STUDENT):
         assert [r['iter'] for r in records(folder) if r.get('dataset') == 'test'] == [2, 4]
         assert set(json.loads((folder / 'result.json').read_text())['metrics']['test']) == {'psnr', 'ssim'}
-    assert sorted(p.name for p in (STUDENT / 'models').iterdir()) == [
+    assert sorted(p.name for p in (STUDENT / 'models').glob('*.pth')) == [
         f'net_{label}_{when}.pth' for label in 'eg' for when in (2, 4, 'latest')
     ]
-    assert {p.name for p in (TEACHER / 'models').iterdir()} == {'net_t_2.pth', 'net_t_4.pth', 'net_t_latest.pth'}
+    assert {p.name for p in (TEACHER / 'models').glob('*.pth')} == {'net_t_2.pth', 'net_t_4.pth', 'net_t_latest.pth'}
 
 
 def test_the_students_checkpoint_is_the_plain_network(workspace):
@@ -194,7 +194,7 @@ MISTAKES = {
     'text for whole number': (['train:total_iter=1.5'], ['train.total_iter', '(found 1.5). Expected a whole number']),
     'missing data': (
         ['datasets:train:dataroot_gt=datasets/nowhere'],
-        ['datasets.train', 'datasets/nowhere', 'prepare_data'],
+        ['datasets.train', 'datasets/nowhere', 'pisr-prepare-data'],
     ),
     'wrong scale': (
         ['scale=3', 'datasets:train:dataroot_lq=datasets/train/LR_bicubic/X2'],

@@ -402,6 +402,7 @@ def test_the_recipe_says_which_network(workspace, capsys):
         (['a.png', '--model', 'fsrcnn_x5'], "fsrcnn_x5: no such model, file or folder. Did you mean 'fsrcnn_x"),
         (['a.png', '--model', 'fsrcnn_x2', '--scale', '3'], 'a model for x2'),
         (['a.png', '--model', 'words.jpg'], 'words.jpg'),
+        (['a.png', '--model', 'fast/pisr_fsrcnn_x2'], 'net_g_latest.pth does not exist. Train first'),
         (['a.png', '--model', 'fsrcnn_x2', '--type', 'FSRCNN'], '--model and --type: two ways'),
         (['a.png', '--weights', 'net.pth'], '--model FILE'),
         (['a.png', '--arg', 'upscale=2'], '--arg belongs to --type'),

@@ -1,4 +1,4 @@
-"""List networks, losses, ..., taps:  python tools/list.py networks [NAME] | taps --type EDSR | schema -o FILE"""
+"""List recipes, networks, ..., taps:  python tools/list.py recipes | networks [NAME] | taps --type EDSR | schema"""
 
 import sys
 

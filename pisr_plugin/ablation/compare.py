@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 from pisr_plugin.ablation.grid import Grid
 from pisr_plugin.ablation.plan import Plan
+from pisr_plugin.engine.cpu_timer import cpu_seconds
 from pisr_plugin.engine.test import bicubic, describe, evaluate, save_ground_truth, test_stage, weights_of
 from pisr_plugin.evaluation.protocol import protocol_of
 from pisr_plugin.evaluation.results import Evaluation, Row
@@ -40,6 +42,8 @@ def compare(grid: Grid, plan: Plan, protocol_name: str | None, folder: Path, sav
         by_seed = plan.rows[row.name]
         entries.append(_join(row.name, row.title, [(seed, entry_of(names[-1])) for seed, names in by_seed.items()]))
         entries[-1].published = dict(row.published)
+        spent = [sum(cpu_seconds(plan.stages[name].folder) for name in names) for names in by_seed.values()]
+        entries[-1].training_seconds = statistics.fmean(spent) or None
         for position in range(len(next(iter(by_seed.values()))) - 1):
             names = tuple(names[position] for names in by_seed.values())
             found = [(seed, entry_of(name)) for seed, name in zip(by_seed, names)]

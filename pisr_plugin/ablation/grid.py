@@ -3,7 +3,7 @@
 .. code-block:: yaml
 
     name: losses_x2
-    recipe: ../pisr_fsrcnn_x2.yml         # relative to this file
+    recipe: pisr_fsrcnn_x2                # file relative to this one, or name of a recipe of the package
     common: {train: {total_iter: 20000}}  # changes for all rows; or a file with them, or a list of files
     seeds: [0, 1, 2]                      # default: the recipe's manual_seed alone
     against: baseline                     # row that differences are taken from; default: the first
@@ -28,6 +28,7 @@ from typing import Any
 
 from pisr_plugin.config.compose import compose, merge, override
 from pisr_plugin.config.plugins import import_plugins
+from pisr_plugin.config.recipes import find_recipe
 from pisr_plugin.utils.errors import OptionsError, did_you_mean, shown
 from pisr_plugin.utils.files import name_as_folder
 
@@ -74,13 +75,13 @@ def read_grid(path: str | Path, overrides: Iterable[str] = ()) -> Grid:
     """Reads a grid file; a grid may have a ``_base_``, as recipes do.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the name of a grid of the package.
         overrides: ``a:b=c`` entries, applied to every row's recipe after all else.
 
     Raises:
         OptionsError: keys are unknown or missing, a recipe cannot be read, names or values do not fit.
     """
-    path = Path(path)
+    path = find_recipe(path)
     grid = compose(path)
     _check_keys(grid, _KEYS, str(path))
     name = name_as_folder(grid.get('name'), f'{path}: name', Path('experiments'))
@@ -127,7 +128,7 @@ def _build_row(name: str, row: dict, grid: dict, path: Path, overrides: list[str
     source = _text(row, 'recipe', f'{path}: rows.{name}', '') or _text(grid, 'recipe', f'{path}', '')
     if not source:
         raise OptionsError(f'{path}: recipe: missing. rows.{name} has no recipe of its own either.')
-    recipe = compose(path.parent / source)
+    recipe = compose(source, path.parent, f'{path}: recipe')
     for changes in _common(grid, path):
         recipe = merge(recipe, changes, f'{path}: common')
     recipe = merge(recipe, _mapping(row.get('changes'), f'{path}: rows.{name}.changes'), f'{path}: rows.{name}.changes')
@@ -147,7 +148,7 @@ def _common(grid: dict, path: Path) -> list[dict]:
     common = grid.get('common')
     files = [common] if isinstance(common, str) else common
     if isinstance(files, list) and all(isinstance(file, str) for file in files):
-        return [compose(path.parent / file) for file in files]
+        return [compose(file, path.parent, f'{path}: common') for file in files]
     return [_mapping(common, f'{path}: common')]
 
 

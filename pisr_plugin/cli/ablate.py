@@ -1,6 +1,6 @@
 """Train and compare the rows of a grid.
 
-``pisr-ablate -opt options/ablation/table1_x2.yml``
+``pisr-ablate -opt ablation/table1_x2``
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``pisr-ablate`` and ``tools/ablate.py``."""
     parser = common.Parser(description='Train and compare the rows of a grid.')
-    parser.add_argument('-opt', required=True, metavar='GRID', help='grid file (YAML), see options/ablation')
+    parser.add_argument(
+        '-opt', required=True, metavar='GRID', help='grid file (YAML), or a name that pisr-list recipes shows'
+    )
     parser.add_argument(
         '--force_yml', nargs='+', default=[], metavar='A:B=C', help="change options of every row's recipe"
     )

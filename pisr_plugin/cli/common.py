@@ -27,6 +27,8 @@ UNEXPECTED = 70  # a mistake of this program; EX_SOFTWARE of sysexits.h
 STOPPED = 130  # a signal ended the command; a run can be resumed
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
+RECIPE_HELP = 'recipe or resolved options file (YAML), or a name that pisr-list recipes shows'
+
 
 class Parser(argparse.ArgumentParser):
     """Reads the arguments of a command.
@@ -70,7 +72,7 @@ def add_recipe_flags(parser: argparse._ActionsContainer, required: bool = True) 
         parser: Gets the flags.
         required: Whether ``-opt`` must be given.
     """
-    parser.add_argument('-opt', required=required, metavar='RECIPE', help='recipe or resolved options file (YAML)')
+    parser.add_argument('-opt', required=required, metavar='RECIPE', help=RECIPE_HELP)
     parser.add_argument(
         '--force_yml',
         nargs='+',
@@ -87,8 +89,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--model',
         metavar='MODEL',
-        help='a name that `pisr-list models` shows, a file of weights, a run folder, or a recipe (YAML), whose last '
-        'stage then counts',
+        help='a name that `pisr-list models` shows, a file of weights, a run folder, or a recipe (file or name), whose '
+        'last stage then counts',
     )
     parser.add_argument(
         '--scale', type=int, metavar='N', help="upscaling factor (default: the model's; without one, 2)"
@@ -118,7 +120,7 @@ def load_named_model(args: argparse.Namespace) -> ModelDescriptor:
         raise OptionsError(f'{" and ".join(named)}: two ways to name a network. Expected one of them.')
     if args.arg and not args.type:
         raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
-    if args.model and Path(args.model).suffix in ('.yml', '.yaml'):
+    if args.model and _is_recipe(args.model):
         args.opt, args.model = args.model, None
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if args.opt or args.type:
@@ -134,6 +136,16 @@ def load_named_model(args: argparse.Namespace) -> ModelDescriptor:
     import_plugins(args.plugin)
     with quiet():
         return load_model(args.model or default_model(args.scale), scale=args.scale, device=device)
+
+
+def _is_recipe(name: str) -> bool:
+    """Whether ``--model`` names a recipe; a file, a folder or a model of this name goes first."""
+    from pisr_plugin.config.recipes import recipe_names
+    from pisr_plugin.inference.find_model import list_models
+
+    if Path(name).suffix in ('.yml', '.yaml'):
+        return True
+    return not Path(name).exists() and name not in list_models() and name in recipe_names()
 
 
 def _network_of_type(args: argparse.Namespace) -> tuple[dict, Path, str]:

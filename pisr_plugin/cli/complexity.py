@@ -1,7 +1,7 @@
 """Count a network's parameters and Multi-Adds.
 
-``python tools/complexity.py -opt options/pisr_rfdn_x*.yml``
-``python tools/complexity.py --type FSRCNN --arg upscale=2 d=56 s=56 --convention A B C``
+``pisr-complexity -opt pisr_rfdn_x2 pisr_rfdn_x4``
+``pisr-complexity --type FSRCNN --arg upscale=2 d=56 s=56 --convention A B C``
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``tools/complexity.py`` and ``pisr-complexity``."""
     parser = common.Parser(description='Count parameters and Multi-Adds of recipes or of a network.')
-    parser.add_argument('-opt', nargs='+', default=[], metavar='RECIPE', help='recipes (YAML)')
+    parser.add_argument('-opt', nargs='+', default=[], metavar='RECIPE', help=common.RECIPE_HELP)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='A:B=C', help='change options of the recipes')
     parser.add_argument(
         '--model',

@@ -1,6 +1,6 @@
 """Show the gradient of each loss term of a stage: is its weight large enough to have an effect?
 
-``python tools/gradients.py -opt options/pisr_fsrcnn_x2.yml --stage student``
+``pisr-gradients -opt pisr_fsrcnn_x2 --stage student``
 """
 
 from __future__ import annotations

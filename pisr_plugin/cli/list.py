@@ -1,6 +1,6 @@
-"""List trained models, and what a recipe can name: networks, losses, datasets, metrics, taps; or a JSON schema of it.
+"""List recipes, trained models, and what a recipe can name: networks, losses, ..., taps; or a JSON schema of it.
 
-``pisr-list networks``, ``pisr-list taps --type EDSR --arg num_feat=32``
+``pisr-list recipes``, ``pisr-list networks``, ``pisr-list taps --type EDSR --arg num_feat=32``
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ KINDS = ('networks', 'losses', 'model_types', 'datasets', 'metrics', 'optimizers
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``pisr-list`` and ``tools/list.py``."""
-    parser = common.Parser(description='List what a recipe can name.')
+    parser = common.Parser(description='List the recipes, and what a recipe can name.')
     commands = parser.add_subparsers(dest='command', required=True, metavar='WHAT')
+    command = commands.add_parser('recipes', help='the recipes and grids that -opt takes by name')
+    common.add_plugin_flag(command)
     for name in KINDS:
         command = commands.add_parser(name, help=f'the {name} that a recipe can name, or the arguments of one')
         command.add_argument('name', nargs='?', metavar='NAME', help='show the arguments of this one')
@@ -51,10 +53,18 @@ def list_(args: argparse.Namespace) -> int:
     """Prints what the flags ask for; returns the exit code."""
     from pisr_plugin.config.json_schema import recipe_schema
     from pisr_plugin.config.runtime import make_folder
-    from pisr_plugin.diagnostics.listing import describe, describe_model, list_models, list_registered
+    from pisr_plugin.diagnostics.listing import (
+        describe,
+        describe_model,
+        list_models,
+        list_recipes,
+        list_registered,
+    )
 
     common.import_plugins(args.plugin)
-    if args.command == 'taps':
+    if args.command == 'recipes':
+        lines = list_recipes()
+    elif args.command == 'taps':
         lines = list_taps(args)
     elif args.command == 'models':
         lines = describe_model(args.name) if args.name else list_models()

@@ -1,6 +1,6 @@
 """Draw a crop of a test image: bicubic, student, ground truth.
 
-``python tools/picture.py -opt options/demo/pisr_fsrcnn_x2.yml``
+``pisr-picture -opt demo/pisr_fsrcnn_x2``
 """
 
 from __future__ import annotations

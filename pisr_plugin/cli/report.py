@@ -1,6 +1,6 @@
 """Make a report of an evaluation or ablation: one HTML page that opens from disk.
 
-``python tools/report.py results/NAME``
+``pisr-report results/NAME``
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Show which degradations a network's representation tells apart, and its distance to the teacher's.
 
-``python tools/representation.py experiments/kdsr_m_x4/teacher experiments/kdsr_m_x4/student -o representation.png``
+``pisr-representation experiments/kdsr_m_x4/teacher experiments/kdsr_m_x4/student -o representation.png``
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Test the networks that a recipe trained, and bicubic interpolation beside them.
 
-``python tools/test.py -opt options/pisr_rfdn_x4.yml``
+``pisr-test -opt pisr_rfdn_x4``
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test(args: argparse.Namespace) -> int:
         if args.save_img:
             evaluation.ground_truth = save_ground_truth(present[0].options, unfinished / 'pictures' / 'gt')
         write_evaluation(evaluation, unfinished)
-    if not (args.sets or args.self_ensemble):
+    if not args.self_ensemble:  # a card has the figures of the network alone
         trained = {stage.checkpoint: stage for stage in stages}
         for (_, weights), row in zip(runs, rows):
             if weights in trained:

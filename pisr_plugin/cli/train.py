@@ -1,6 +1,6 @@
 """Train a recipe: every stage in order, each as one BasicSR run.
 
-``pisr-train -opt options/pisr_rfdn_x4.yml``
+``pisr-train -opt pisr_rfdn_x4``
 """
 
 from __future__ import annotations

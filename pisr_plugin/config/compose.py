@@ -9,26 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from pisr_plugin.config.parse import MAX_DEPTH, MAX_NODES, MAX_TEXT, parse, read_yaml
+from pisr_plugin.config.recipes import find_recipe
 from pisr_plugin.utils.errors import OptionsError, did_you_mean, shown
 
 _REFERENCE = re.compile(r'\$\{([\w.]+)\}')
 _MAX_FILES = 50  # that one recipe is composed of
 
 
-def compose(path: str | Path) -> dict:
+def compose(name: str | Path, folder: Path = Path(), option_path: str = '') -> dict:
     """Reads a recipe and merges it over its ``_base_`` files.
 
     ``_base_`` is a file or a list of files relative to the recipe. ``_delete_: true`` in a mapping drops what the
-    base had there. Both mean the same as in mmengine.
+    base had there. Both mean the same as in mmengine. A base, too, may be a name as of
+    :func:`~pisr_plugin.config.recipes.find_recipe`.
 
     Args:
-        path: The recipe.
+        name: File of the recipe, or name of a recipe of the package.
+        folder: Folder that a relative path starts from.
+        option_path: Where the name stands, for messages; empty: on the command line.
 
     Raises:
         OptionsError: a file is missing or :func:`~pisr_plugin.config.parse.parse` refuses it, a recipe is its own
             base, or two bases have the same top-level option.
     """
-    return _compose(Path(path), (), [])
+    return _compose(find_recipe(name, folder, option_path), (), [])
 
 
 def _compose(path: Path, parents: tuple[Path, ...], read: list[Path]) -> dict:
@@ -45,7 +49,7 @@ def _compose(path: Path, parents: tuple[Path, ...], read: list[Path]) -> dict:
         raise OptionsError(f'{path}: _base_: wrong value (found {shown(bases)}). Expected a file or a list of files.')
     merged: dict[str, Any] = {}
     for base in bases:
-        below = _compose(path.parent / base, (*parents, path.resolve()), read)
+        below = _compose(find_recipe(base, path.parent, f'{path}: _base_'), (*parents, path.resolve()), read)
         twice = merged.keys() & below.keys()
         if twice:
             raise OptionsError(
@@ -58,16 +62,10 @@ def _compose(path: Path, parents: tuple[Path, ...], read: list[Path]) -> dict:
 
 def _read(path: Path, parents: tuple[Path, ...]) -> dict:
     place = f'{parents[-1]}: _base_: {path}' if parents else f'{path}:'
-    try:
-        if path.suffix not in ('.yml', '.yaml'):
-            raise OptionsError(f'{place} is not a YAML file. Expected a name that ends in .yml or .yaml.')
-        if not path.exists():
-            near = [file.name for file in path.parent.glob('*.y*ml')] if path.parent.is_dir() else []
-            raise OptionsError(f'{place} does not exist. {did_you_mean(path.name, near)} (in {path.parent})')
-        if path.resolve() in parents:
-            raise OptionsError(f'{place} is its own base.')
-    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a NUL, a circle of links
-        raise OptionsError(f'{shown(place)}: not a file name ({getattr(error, "strerror", error)})') from None
+    if path.suffix not in ('.yml', '.yaml'):
+        raise OptionsError(f'{place} is not a YAML file. Expected a name that ends in .yml or .yaml.')
+    if path.resolve() in parents:
+        raise OptionsError(f'{place} is its own base.')
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise OptionsError(f'{path}: not a recipe (found {shown(content)}). Expected a mapping of options.')

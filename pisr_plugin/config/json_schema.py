@@ -34,7 +34,7 @@ def _recipe(name: str, stage: Fields, defs: dict[str, dict]) -> dict:
         'properties': {
             '_base_': {
                 'anyOf': [TEXT.json(defs), TEXTS.json(defs)],
-                'description': 'File or files, relative to this one, that this recipe is merged over.',
+                'description': 'Files, relative to this one, or recipes of the package, below this recipe.',
             },
             'stages': loosely(
                 'object',

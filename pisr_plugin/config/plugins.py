@@ -57,7 +57,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> dict:
     """Composes a recipe, applies overrides, and imports the modules that its ``plugins`` name.
 
     Args:
-        path: The recipe.
+        path: File of the recipe, or name of a recipe of the package.
         overrides: ``a:b=c`` entries of ``--force_yml``.
 
     Raises:

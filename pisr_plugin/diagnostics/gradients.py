@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from basicsr.models.base_model import BaseModel
 from torch import Tensor
 
+from pisr_plugin.archs.network_info import required_inputs
 from pisr_plugin.models.pisr_model import PISRModel
+from pisr_plugin.models.step import TrainingLosses
+from pisr_plugin.utils import random_state
+
+WEAK = 1e-3  # share of the gradient below which a link hardly trains the student
+_IMAGES = 4  # of a batch are enough to find a weak link
 
 
 class GradientStats(NamedTuple):
@@ -28,7 +36,9 @@ class GradientStats(NamedTuple):
 def gradient_stats(
     model: PISRModel, batches: Sequence[dict[str, Tensor]], current_iter: int
 ) -> dict[str, GradientStats]:
-    """Returns value and gradient of each loss term, means over batches. The model is not changed.
+    """Returns value and gradient of each loss term, means over batches, in float32.
+
+    Changes neither the model nor the random state, and works on one rank alone.
 
     Args:
         model: The model of a stage.
@@ -36,20 +46,32 @@ def gradient_stats(
         current_iter: Number of the iteration, which decides which links count.
     """
     step = model.training_step
+    # float32, since small gradients are 0 in float16 without loss scaling; without DistributedDataParallel
+    training_losses = TrainingLosses(
+        model.get_bare_model(model.linked),
+        model.links,
+        required_inputs(model.net),
+        model.cri_pix,
+        model.cri_imitation,
+        cri_perceptual=model.cri_perceptual,
+        return_sr=bool(step.gan_step),
+    )
     parameters = [p for p in model.net.parameters() if p.requires_grad]
     values: dict[str, float] = {}
     sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(batches):
-        model.feed_data(batch)
-        if model.degradation:
-            model.feed_data(model.degradation(model.batch, current_iter + number))
-        features = step.teacher_features(model.batch) if step.teacher_features else {}
-        losses, sr = step.training_losses(model.batch, features, [link.active(current_iter) for link in model.links])
-        if step.gan_step:
-            losses['l_gan'] = step.gan_step.loss(sr)
-        for name, loss in losses.items():
-            values[name] = values.get(name, 0) + loss.item() / len(batches)
-            sums[name] = sums.get(name, 0) + _gradient(loss, parameters)
+    with _buffers_preserved(model), random_state.preserved():
+        for number, batch in enumerate(batches):
+            model.feed_data(batch)
+            if model.degradation:
+                model.feed_data(model.degradation(model.batch, current_iter + number))
+            features = step.teacher_features(model.batch) if step.teacher_features else {}
+            losses, sr = training_losses(model.batch, features, [link.active(current_iter) for link in model.links])
+            if step.gan_step:
+                assert sr is not None
+                losses['l_gan'] = step.gan_step.loss(sr)
+            for name, loss in losses.items():
+                values[name] = values.get(name, 0) + loss.item() / len(batches)
+                sums[name] = sums.get(name, 0) + _gradient(loss, parameters)
     first = next(iter(sums.values()))
     return {
         name: GradientStats(
@@ -61,6 +83,45 @@ def gradient_stats(
     }
 
 
+def weak_links(model: BaseModel, batch: Mapping[str, object], current_iter: int) -> dict[str, float]:
+    """Returns for each link with less than :data:`WEAK` of the gradient its share, measured on a few images.
+
+    A link that does not count in this iteration is left out. Changes neither the model nor the random state.
+
+    Args:
+        model: The model of a stage. One without links has no weak ones.
+        batch: A batch as its dataset returns it.
+        current_iter: Number of the iteration.
+    """
+    links = [link for link in getattr(model, 'links', ()) if link.active(current_iter)]
+    if not links:
+        return {}
+    assert isinstance(model, PISRModel)  # no other model has links
+    images = {key: value[:_IMAGES] for key, value in batch.items() if isinstance(value, Tensor)}
+    shares = _shares(gradient_stats(model, [images], current_iter))
+    found = {link.name: shares[f'l_distill_{link.name}'] for link in links}
+    return {name: share for name, share in found.items() if share < WEAK}
+
+
+def _shares(found: Mapping[str, GradientStats]) -> dict[str, float]:
+    """Returns each term's norm over the sum of all norms."""
+    total = sum(stats.norm for stats in found.values()) or 1
+    return {name: stats.norm / total for name, stats in found.items()}
+
+
+@contextmanager
+def _buffers_preserved(model: PISRModel) -> Iterator[None]:
+    """Resets what a forward pass may change, such as the statistics of batch norm, at the end of the block."""
+    modules = [model.linked, *(link.loss for link in model.links), *([model.net_d] if model.net_d else [])]
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before):
+            buffer.copy_(value)
+
+
 def to_markdown(when: str, found: Mapping[str, GradientStats]) -> str:
     """Returns a table of the terms. A share is the term's norm over the sum of all norms.
 
@@ -68,10 +129,10 @@ def to_markdown(when: str, found: Mapping[str, GradientStats]) -> str:
         when: Heading of the first column.
         found: Return value of :func:`gradient_stats`.
     """
-    total = sum(stats.norm for stats in found.values()) or 1
+    shares = _shares(found)
     lines = [f'| {when} | value | gradient | share | cosine with {next(iter(found))} |', '|---|---|---|---|---|']
     for name, (value, norm, cosine) in found.items():
-        lines.append(f'| {name} | {value:.3g} | {norm:.3g} | {norm / total:.2g} | {cosine:.2f} |')
+        lines.append(f'| {name} | {value:.3g} | {norm:.3g} | {shares[name]:.2g} | {cosine:.2f} |')
     return '\n'.join(lines) + '\n'
 
 

@@ -1,8 +1,9 @@
-"""Lists what is registered, its arguments, and the taps of a network."""
+"""Lists what is registered, its arguments, the recipes of the package, and the taps of a network."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -22,14 +23,16 @@ from basicsr.utils.registry import (
 from torch import Tensor, nn
 
 from pisr_plugin.archs.network_info import argument, input_channels, required_inputs, window_size
+from pisr_plugin.config.compose import compose
 from pisr_plugin.config.parse import dump
+from pisr_plugin.config.recipes import OPTIONS, find_recipe, recipe_names
 from pisr_plugin.config.rules import argument_type, arguments, registered, registered_names
 from pisr_plugin.config.schema import check_network
 from pisr_plugin.distill.find_taps import Row, table, trace
 from pisr_plugin.inference import find_model
 from pisr_plugin.inference.card import as_mapping, read_card
 from pisr_plugin.models.optimizers import find_optimizer, is_usable, optimizers
-from pisr_plugin.utils.docstrings import argument_docs, first_sentence
+from pisr_plugin.utils.docstrings import argument_docs, first_sentence, sentence_of
 from pisr_plugin.utils.errors import OptionsError, did_you_mean
 from pisr_plugin.utils.logging import quiet
 
@@ -58,6 +61,26 @@ def list_registered(kind: str) -> list[str]:
         for name in sorted(named, key=str.lower)
     ]
     return _columns(rows)
+
+
+def list_recipes() -> list[str]:
+    """Returns one line for each recipe and grid of the package: name, networks, title or first comment."""
+    rows = []
+    for name in recipe_names():
+        path = find_recipe(name, OPTIONS)
+        content = compose(path)
+        if 'rows' in content or 'axes' in content:
+            rows.append((name, 'grid', content.get('title', '')))
+        else:
+            networks = [content[key]['type'] for key in ('network_t', 'network_g') if content.get(key)]
+            rows.append((name, f'x{content["scale"]} {" -> ".join(networks)}', _first_comment(path.read_text('utf-8'))))
+    return _columns(rows)
+
+
+def _first_comment(text: str) -> str:
+    """Returns the first sentence of the comment that a YAML file begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith('#'), text.splitlines())
+    return sentence_of('\n'.join(line.lstrip('# ') for line in lines if 'yaml-language-server' not in line))
 
 
 def describe(kind: str, name: str) -> list[str]:

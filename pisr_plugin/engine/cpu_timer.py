@@ -31,14 +31,14 @@ class CpuTimer:
         return mean
 
 
-def cpu_seconds(metrics: str | Path) -> float:
+def cpu_seconds(folder: Path) -> float:
     """Returns the CPU seconds of all iterations of a run.
 
     Args:
-        metrics: The run's ``metrics.jsonl``. Iterations after its last report are not in it.
+        folder: The run folder. Iterations after the last report in its ``metrics.jsonl`` do not count.
     """
     seconds, last = 0.0, 0
-    for record in read_records(metrics):
+    for record in read_records(folder / 'metrics.jsonl'):
         if 'cpu_time' in record:  # a mean over the iterations since the last report
             seconds, last = seconds + record['cpu_time'] * (record['iter'] - last), record['iter']
     return seconds

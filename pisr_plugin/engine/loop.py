@@ -24,6 +24,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from pisr_plugin.config.runtime import make_folder, runtime_options, write_options
 from pisr_plugin.config.stages import Stage
 from pisr_plugin.data.loading.train_loader import TrainLoader, build_train_loader
+from pisr_plugin.diagnostics.gradients import WEAK, weak_links
 from pisr_plugin.engine.cpu_timer import CpuTimer
 from pisr_plugin.engine.distributed import from_first_rank
 from pisr_plugin.engine.nan_check import NaNGuard, check_start
@@ -292,6 +293,10 @@ class _Training:
         for current_iter in range(start_iter + 1, total_iter + 1):
             batch = next(loader)
             data_timer.record()
+            if current_iter == 1:
+                self._log_weak_links(batch)
+                iter_timer.start()
+                cpu_timer.start()
             model.update_learning_rate(current_iter, warmup_iter=warmup_iter)
             model.feed_data(batch)
             model.optimize_parameters(current_iter)
@@ -312,6 +317,16 @@ class _Training:
             iter_timer.start()
             cpu_timer.start()
         return True
+
+    def _log_weak_links(self, batch: dict) -> None:
+        """Logs one line if links have hardly any share of the gradient, which is often a mistake in a weight."""
+        if self.opt['rank'] == 0 and (weak := weak_links(self.model, batch, 1)):
+            links = ', '.join(f'{name} {share:.1g}' for name, share in weak.items())
+            options = Path(self.opt['path']['experiments_root']) / 'options.yml'
+            get_root_logger().warning(
+                f'Share of the gradient below {WEAK:g} in the first iteration: link {links}. '
+                f'pisr-gradients -opt {options} shows all shares.'
+            )
 
     def _validation_due(self, current_iter: int) -> bool:
         return bool(self.val_freq and current_iter and current_iter % self.val_freq == 0)
@@ -334,14 +349,14 @@ class _Training:
         )
 
     def _save(self, current_iter: int) -> None:
-        if current_iter <= self.saved_iter:
-            return
-        self.nan_guard.weights(current_iter)
-        get_root_logger().info('Saving models and training states.')
-        self.train_logger.sync()
-        self.model.save(self._epoch(current_iter), current_iter)
-        self.saved_iter = current_iter
+        if current_iter > self.saved_iter:
+            self.nan_guard.weights(current_iter)
+            get_root_logger().info('Saving models and training states.')
+            self.train_logger.sync()
+            self.model.save(self._epoch(current_iter), current_iter)
+            self.saved_iter = current_iter
         logger = self.opt['logger']
+        # A kill between saving and deleting leaves the deleting to be done.
         if logger.get('keep_checkpoints') and self.opt['rank'] == 0:
             best = best_iterations(self.model)
             self.states.prune(logger['keep_checkpoints'], current_iter, logger['save_checkpoint_freq'], best)

@@ -34,7 +34,7 @@ def stage_card(stage: Stage) -> Card:
             'stage': stage.name,
             'data': train_data['name'],
             'iterations': options['train']['total_iter'],
-            'cpu_seconds': round(cpu_seconds(stage.folder / 'metrics.jsonl'), 1),
+            'cpu_seconds': round(cpu_seconds(stage.folder), 1),
             'pisr_plugin': __version__,
             'torch': torch.__version__,
         },

@@ -92,6 +92,7 @@ class Row:
         published: By test set the published value, or the values in the order of the metrics.
         seeds: The seeds that were measured.
         seconds: By test set the median seconds for an image.
+        training_seconds: CPU seconds of all stages that the row trains, mean over the seeds; None: unknown.
         runs: The training runs.
         measured: By seed and test set the values that the record sums up. They are not part of ``evaluation.json``.
     """
@@ -106,6 +107,7 @@ class Row:
     published: dict[str, float | list[float]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    training_seconds: float | None = None
     runs: list[Run] = field(default_factory=list)
     measured: Mapping[int, Mapping[str, DatasetResult]] = field(default_factory=dict, metadata={'in_file': False})
 
@@ -316,13 +318,16 @@ def to_markdown(evaluation: Evaluation) -> str:
     published = [name for name in sets if any(name in row.published for row in evaluation.rows)]
     timed = any(row.seconds for row in evaluation.rows)
     headings = ['network', 'parameters', *sets, *(f'{name}, published' for name in published)]
+    trained = any(row.training_seconds for row in evaluation.rows)
     headings += ['ms per image'] if timed else []
+    headings += ['CPU s of training'] if trained else []
     lines = [evaluation.how, '', f'| {" | ".join(headings)} |', '|---' * len(headings) + '|']
     for row in evaluation.rows:
         cells = [row.title, f'{row.parameters:,}' if row.parameters else '-']
         cells += [' / '.join(_cell(evaluation, row, name, metric) for metric in evaluation.metrics) for name in sets]
         cells += [' / '.join(map(str, row.published_values(name))) or '-' for name in published]
         cells += [' / '.join(f'{1000 * value:.0f}' for value in row.seconds.values())] if timed else []
+        cells += [f'{row.training_seconds:,.0f}' if row.training_seconds else '-'] if trained else []
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
@@ -485,7 +490,8 @@ class _Reader:
                 'against', f'no such row (found {evaluation.against!r}). Expected one of {_shown(", ".join(names))}.'
             )
         for i, row in enumerate(evaluation.rows):
-            for key, value in {'parameters': row.parameters, 'multi_adds': row.multi_adds, **row.seconds}.items():
+            numbers = {key: getattr(row, key) for key in ('parameters', 'multi_adds', 'training_seconds')}
+            for key, value in {**numbers, **row.seconds}.items():
                 if value is not None and value < 0:
                     raise self._error(f'rows[{i}].{key}', f'negative (found {value}).')
 

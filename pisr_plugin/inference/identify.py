@@ -95,13 +95,13 @@ def identify(weights: Mapping[str, Tensor]) -> str | None:
             found = identify(decoder)
             return found and f'holds an encoder too, as a PITeacher; its decoder {found}'
 
-    found = match(weights)
-    if found is None:
+    nearest = match(weights)
+    if nearest is None:
         return None
-    described = ', '.join(f'{key}: {value}' for key, value in found.options.items())
-    text = f'{{{described}, upscale: {" or ".join(map(str, found.scales))}}}'
-    same = found.share == 1
-    return f'looks like {text}' if same else f'is most like {text}, with {found.share:.0%} of all tensors in common'
+    described = ', '.join(f'{key}: {value}' for key, value in nearest.options.items())
+    text = f'{{{described}, upscale: {" or ".join(map(str, nearest.scales))}}}'
+    same = nearest.share == 1
+    return f'looks like {text}' if same else f'is most like {text}, with {nearest.share:.0%} of all tensors in common'
 
 
 def _without_scale(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,12 @@ class Entry(NamedTuple):
 
 def first_sentence(target: object) -> str:
     """The first sentence of the object's own docstring, on one line; empty without one."""
-    paragraph = ' '.join(_doc(target).partition('\n\n')[0].split())
-    match = _SENTENCE.match(paragraph)
+    return sentence_of(_doc(target).partition('\n\n')[0])
+
+
+def sentence_of(paragraph: str) -> str:
+    """The first sentence of a paragraph, on one line."""
+    match = _SENTENCE.match(' '.join(paragraph.split()))
     assert match  # its last alternative matches any text
     return match[0]
 

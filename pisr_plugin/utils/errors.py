@@ -45,10 +45,19 @@ def did_you_mean(found: object, possible: Iterable[str]) -> str:
         ``"Did you mean 'x'? Possible: x, y, z"``, without the question when nothing is near.
     """
     names = sorted(set(map(str, possible)))
-    by_lower_case = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(str(found).lower(), by_lower_case, n=1)
-    question = f'Did you mean {by_lower_case[near[0]]!r}? ' if near else ''
+    question = ''.join(f'Did you mean {name!r}? ' for name in close_matches(found, names))
     return f'{question}Possible: {", ".join(names) or "nothing"}'
+
+
+def close_matches(found: object, possible: Iterable[str]) -> list[str]:
+    """Returns the name that a wrong one resembles most, upper and lower case being the same; none if none is near.
+
+    Args:
+        found: The name that matched nothing.
+        possible: All names that would have matched.
+    """
+    by_lower_case = {name.lower(): name for name in possible}
+    return [by_lower_case[near] for near in difflib.get_close_matches(str(found).lower(), by_lower_case, n=1)]
 
 
 def first_line(error: BaseException) -> str:

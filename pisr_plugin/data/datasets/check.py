@@ -257,9 +257,9 @@ def _how_to_build(path: Path, scale: int) -> str:
     """Returns a sentence with the command that would make the missing path."""
     root = path.parent.parent if path.parent.name == 'LR_bicubic' else path.parent
     if 'demo' in root.parts:
-        return f'Build it: python tools/prepare_data.py demo -o {root.parent}'
+        return f'Build it: pisr-prepare-data demo -o {root.parent}'
     return (
-        f'Build it from a folder of photos: python tools/prepare_data.py build PHOTOS -o {root}'
+        f'Build it from a folder of photos: pisr-prepare-data build PHOTOS -o {root}'
         f'{"" if scale in (2, 3, 4) else f" --scales {scale}"}'
     )
 

@@ -45,7 +45,7 @@ def build_demo(root: Path, workers: int) -> bool:
     Raises:
         DataError: scikit-image or one of its photos is not installed, or ``build`` raises.
     """
-    folder = _photo_folder()
+    folder = photo_folder()
     # in sub-images, because BasicSR decodes the whole image for every patch
     pieces = PairOptions(sub_images=72, step=72)
     train = build([folder / name for name in TRAIN], root / 'train', pieces, workers=workers)
@@ -53,7 +53,7 @@ def build_demo(root: Path, workers: int) -> bool:
     return train or heldout
 
 
-def _photo_folder() -> Path:
+def photo_folder() -> Path:
     """Returns the folder of scikit-image's photos, without importing it, because its loaders may use the network."""
     spec = importlib.util.find_spec('skimage')
     if spec is None or spec.origin is None:

@@ -220,8 +220,9 @@ def _metadata(image: Image.Image) -> tuple[Image.Exif, int]:
     kept = Image.Exif()
     try:
         found = image.getexif()
-        value = found.get(_ORIENTATION)
-        orientation = int(value) if value in range(1, 9) else 1
+        orientation = found.get(_ORIENTATION, 1)
+        if orientation not in range(1, 9):
+            orientation = 1
         kept.update({tag: found[tag] for tag in _KEPT if tag in found})
         for block in (_EXIF, _GPS):
             if tags := found.get_ifd(block):

@@ -11,7 +11,7 @@ from pisr_plugin.evaluation.results import Evaluation, Run
 from pisr_plugin.report.section import ReportData, Section
 from pisr_plugin.report.sections.summary import environment_facts
 
-_HEADER = re.compile(r'# pisr_plugin [^,]*, (?P<recipe>\S+\.ya?ml)(?: (?P<changes>.*))?')
+_HEADER = re.compile(r'# pisr_plugin [^,]*, (?P<recipe>\S+)(?: (?P<changes>.*))?')
 
 
 class HowSection(Section):
@@ -24,7 +24,7 @@ class HowSection(Section):
     def __init__(self, report: ReportData) -> None:
         self.environment = environment_facts(report.evaluation)
         self.commands = commands(report.evaluation)
-        self.report_command = shlex.join(['python', 'tools/report.py', shown_path(report.evaluation.path.parent)])
+        self.report_command = shlex.join(['pisr-report', shown_path(report.evaluation.path.parent)])
 
 
 def commands(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
@@ -46,8 +46,8 @@ def command(run: Run) -> str:
             first = file.readline(65_536)
     header = _HEADER.fullmatch(first.strip())
     if not header:
-        return shlex.join(['python', 'tools/train.py', '-opt', shown_path(path)])
-    words = ['python', 'tools/train.py', '-opt', header['recipe']]
+        return shlex.join(['pisr-train', '-opt', shown_path(path)])
+    words = ['pisr-train', '-opt', header['recipe']]
     # Blanks join the overrides, and values may hold blanks too.
     changes = re.split(r' (?=[\w.:]+=)', header['changes']) if header['changes'] else []
     return shlex.join(words + (['--force_yml', *changes] if changes else []))

@@ -35,6 +35,7 @@ class ResultsSection(Section):
     heading = 'Results'
 
     def __init__(self, report: ReportData) -> None:
+        self.trained = any(row.training_seconds for row in report.evaluation.rows)
         self.tables = [table(report.evaluation, metric) for metric in report.evaluation.metrics]
 
 
