@@ -37,10 +37,12 @@ setup(
         'opencv-python',
         'lmdb',
         'packaging',
+        'pillow>=11.3',  # the first that reads AVIF
         'pyyaml',
         'safetensors',
         'scikit-image',
         'scipy',
+        'tifffile',
         'tqdm',
         'setuptools; python_version >= "3.12"',  # the distutils that BasicSR imports
     ],
@@ -67,6 +69,7 @@ setup(
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
         'optimizers': ['pytorch_optimizer>=4.1'],
         'perceptual': ['piq'],
+        'spandrel': ['spandrel'],
         'report': ['bokeh>=3.9', 'jinja2', 'matplotlib'],
         'tensorboard': ['tensorboard'],
     },

@@ -10,6 +10,7 @@ from torch import nn
 
 from pisr_plugin.cli.complexity import main
 from pisr_plugin.evaluation.complexity import count
+from pisr_plugin.inference.card import Card, write_card
 from tests.conftest import ROOT
 
 ROWS = [
@@ -137,6 +138,14 @@ def test_recipes_are_listed_and_saved(tmp_path, capsys):
     lr, hr, deconv = 102_400, 1280 * 720, 56 * 81
     assert saved['size'] == [1280, 720]
     assert saved['networks'][0]['macs'] == {'A': 12_464 * lr, 'B': (12_464 - deconv) * lr + deconv * hr}
+
+
+def test_a_trained_model_is_counted_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('PISR_MODELS', str(tmp_path))
+    torch.save(ARCH_REGISTRY.get('FSRCNN')(upscale=3).state_dict(), tmp_path / 'mine.pth')
+    write_card(Card(tmp_path / 'mine.pth', {'type': 'FSRCNN', 'upscale': 3}, 3, 'y'))
+    assert main(['--model', 'mine']) == 0
+    assert '| mine | FSRCNN | x3 | 12,644 | 1.276 |' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pisr_plugin.utils.errors import InstallError, PISRError
+from pisr_plugin.utils.errors import CheckpointError, InstallError, OptionsError, PISRError
 from pisr_plugin.version import __version__
 
 if TYPE_CHECKING:
     from pisr_plugin.config.stages import Stage
+    from pisr_plugin.inference.descriptor import ModelDescriptor
 
 # Exit codes, beside 0 and argparse's 2.
+SOME_FAILED = 1  # of several things to do; the others are done
 MISTAKE = 2  # what the user asked for cannot be done; one message says why
 UNEXPECTED = 70  # a mistake of this program; EX_SOFTWARE of sysexits.h
 STOPPED = 130  # a signal ended the command; a run can be resumed
@@ -63,7 +65,7 @@ def recipe_parser(description: str) -> Parser:
     return parser
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_recipe_flags(parser: argparse._ActionsContainer, required: bool = True) -> None:
     """Adds the flags that choose and change a recipe.
 
     Args:
@@ -82,7 +84,97 @@ def add_recipe_flags(parser: argparse.ArgumentParser, required: bool = True) -> 
     add_plugin_flag(parser)
 
 
-def add_plugin_flag(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that :func:`load_named_model` reads: which network, of which scale."""
+    parser.add_argument(
+        '--model',
+        metavar='MODEL',
+        help='a name that `pisr-list models` shows, a file of weights, a run folder, or a recipe (file or name), whose '
+        'last stage then counts',
+    )
+    parser.add_argument(
+        '--scale', type=int, metavar='N', help="upscaling factor (default: the model's; without one, 2)"
+    )
+    group = parser.add_argument_group('networks that no card describes')
+    add_recipe_flags(group, required=False)
+    group.add_argument('--type', metavar='NETWORK', help='a registered network, in place of a recipe')
+    group.add_argument('--arg', nargs='+', default=[], metavar='NAME=VALUE', help='its arguments')
+    group.add_argument('--weights', type=Path, metavar='FILE', help="checkpoint (default: the recipe's product)")
+    group.add_argument('--param_key', help='weights wanted in it, such as params_ema')
+
+
+def load_named_model(args: argparse.Namespace) -> ModelDescriptor:
+    """Loads the network that the flags of :func:`add_model_flags` name, onto the GPU if there is one.
+
+    Raises:
+        PISRError: they name none, or two, or it cannot be loaded.
+    """
+    import torch
+
+    from pisr_plugin.inference.descriptor import load_model
+    from pisr_plugin.inference.find_model import default_model
+    from pisr_plugin.utils.logging import quiet
+
+    named = [flag for flag, value in (('--model', args.model), ('-opt', args.opt), ('--type', args.type)) if value]
+    if len(named) > 1:
+        raise OptionsError(f'{" and ".join(named)}: two ways to name a network. Expected one of them.')
+    if args.arg and not args.type:
+        raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
+    if args.model and _is_recipe(args.model):
+        args.opt, args.model = args.model, None
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if args.opt or args.type:
+        options, weights, param_key = _network_of_recipe(args) if args.opt else _network_of_type(args)
+        with quiet():
+            model = load_model(options, weights, param_key, device=device)
+        if args.scale not in (None, model.scale):
+            raise OptionsError(f'--scale {args.scale}: the network is for another scale. Expected {model.scale}.')
+        return model
+    for flag, value in (('--weights', args.weights), ('--param_key', args.param_key)):
+        if value:
+            raise OptionsError(f'{flag} belongs to -opt or --type. A file of weights alone: --model FILE')
+    import_plugins(args.plugin)
+    with quiet():
+        return load_model(args.model or default_model(args.scale), scale=args.scale, device=device)
+
+
+def _is_recipe(name: str) -> bool:
+    """Whether ``--model`` names a recipe; a file, a folder or a model of this name goes first."""
+    from pisr_plugin.config.recipes import recipe_names
+    from pisr_plugin.inference.find_model import list_models
+
+    if Path(name).suffix in ('.yml', '.yaml'):
+        return True
+    return not Path(name).exists() and name not in list_models() and name in recipe_names()
+
+
+def _network_of_type(args: argparse.Namespace) -> tuple[dict, Path, str]:
+    """Options, checkpoint and container of the network that ``--type`` names."""
+    from pisr_plugin.config.compose import override
+    from pisr_plugin.config.schema import check_network
+
+    if not args.weights:
+        raise OptionsError(f'--type {args.type}: name its checkpoint too, --weights FILE.')
+    import_plugins(args.plugin)
+    options = override({'type': args.type}, args.arg, '--arg')
+    check_network(options, '--type')
+    return options, args.weights, args.param_key or 'params'
+
+
+def _network_of_recipe(args: argparse.Namespace) -> tuple[dict, Path, str]:
+    """Options, checkpoint and container of the network that a recipe's last stage, or ``--stage``, trains."""
+    from pisr_plugin.engine.test import test_stage
+
+    stage = test_stage(load_stage(args), named_options(args))
+    path = stage.options['path']
+    weights = args.weights or Path(path[f'pretrain_{stage.network}'])
+    if not weights.is_file():
+        raise CheckpointError(f'{weights} does not exist. Train first, or name a checkpoint: --weights FILE')
+    key = args.param_key or ('params' if args.weights else path.get(f'param_key_{stage.network[-1]}', 'params'))
+    return stage.options[stage.network], weights, key
+
+
+def add_plugin_flag(parser: argparse._ActionsContainer) -> None:
     """Adds the flag that :func:`import_plugins` reads."""
     parser.add_argument(
         '--plugin',

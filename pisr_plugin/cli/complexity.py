@@ -26,6 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = common.Parser(description='Count parameters and Multi-Adds of recipes or of a network.')
     parser.add_argument('-opt', nargs='+', default=[], metavar='RECIPE', help=common.RECIPE_HELP)
     parser.add_argument('--force_yml', nargs='+', default=[], metavar='A:B=C', help='change options of the recipes')
+    parser.add_argument(
+        '--model',
+        nargs='+',
+        default=[],
+        metavar='MODEL',
+        help='names (`pisr-list models`), files of weights, run folders',
+    )
     parser.add_argument('--type', metavar='NETWORK', help='a registered network')
     parser.add_argument('--arg', nargs='+', default=[], metavar='NAME=VALUE', help='its arguments')
     parser.add_argument('--size', default='1280x720', metavar='WxH', help='size of the output (default: %(default)s)')
@@ -49,10 +56,11 @@ def complexity(args: argparse.Namespace) -> int:
     width, height = int(size[1]), int(size[2])
     common.import_plugins(args.plugin)
     networks = [_of_recipe(path, args.force_yml) for path in args.opt]
+    networks += [_of_model(name) for name in args.model]
     if args.type:
         networks.append(_of_type(args.type, args.arg))
     if not networks:
-        raise OptionsError('nothing to count. Expected recipes (-opt) or a network (--type).')
+        raise OptionsError('nothing to count. Expected recipes (-opt), models (--model) or a network (--type).')
 
     counted: dict[str, Complexity] = {}
     rows = []
@@ -79,6 +87,13 @@ def _of_recipe(path: str, changes: list[str]) -> tuple[str, dict, int]:
     stage = unroll(read_recipe(path, changes))[-1]
     check_options(stage.options, stage.option_path)
     return stage.recipe, stage.options[stage.network], stage.options['scale']
+
+
+def _of_model(name: str) -> tuple[str, dict, int]:
+    from pisr_plugin.inference.find_model import find_model
+
+    card = find_model(name)
+    return card.name, card.network, card.scale
 
 
 def _of_type(network: str, arguments: list[str]) -> tuple[str, dict, int]:

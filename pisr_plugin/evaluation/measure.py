@@ -78,7 +78,7 @@ class ImageResult:
             if lq is None:
                 lq = imresize_uint8(as_rgb(crop_to_multiple(self.sample.gt, scale)), 1 / scale)
             rgb = torch.from_numpy(np.array(lq)).permute(2, 0, 1).float() / 255
-            sr = add_chroma(torch.from_numpy(sr[..., 0]).float(), rgb).permute(1, 2, 0).numpy()
+            sr = add_chroma(torch.from_numpy(sr[..., 0]).float()[None], rgb).permute(1, 2, 0).numpy()
         return np.rint(sr.clip(0, 1) * 255).astype(np.uint8)
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
 
+import numpy as np
 import torch
 from basicsr.archs import build_network
-from torch import nn
+from torch import Tensor, nn
 
 from pisr_plugin.archs.network_info import argument, input_channels, required_inputs, window_size
+from pisr_plugin.data.storage.photo_files import read_photo
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.inference.card import card_file, read_card
 from pisr_plugin.inference.find_model import find_model
+from pisr_plugin.inference.predict import find_tile_pad
+from pisr_plugin.inference.tiles import upscale_pixels, upscale_tensor
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
 
 
@@ -61,6 +67,44 @@ class ModelDescriptor:
     def sees_gt(self) -> bool:
         """Whether the network is a teacher that sees the HR image."""
         return 'gt' in self.inputs
+
+    @cached_property
+    def tile_pad(self) -> int | None:
+        """Pixels of context that a tile of an image needs on every side; None: tiles are impossible.
+
+        Finding it takes a moment, so it is done once.
+        """
+        assert self.net is not None
+        try:
+            return find_tile_pad(self.net, torch.zeros(1, self.channels, 1, 1, device=self.device), self.window)
+        except OptionsError:
+            return None
+
+    @overload
+    def upscale(self, image: np.ndarray | str | os.PathLike) -> np.ndarray: ...
+
+    @overload
+    def upscale(self, image: Tensor) -> Tensor: ...
+
+    def upscale(self, image: np.ndarray | Tensor | str | os.PathLike) -> np.ndarray | Tensor:
+        """Upscales an image of any size, in tiles where it is large. The pixels are those of ``pisr-upscale``.
+
+        Args:
+            image: Pixels (H, W, 3), uint8 or uint16; also gray ones (H, W), and with a channel of transparency,
+                (H, W, 4). Or the file of a photo. Or images (3, H, W) or (N, 3, H, W), floating point in [0, 1].
+
+        Returns:
+            For pixels and a file: pixels of the same type. For a tensor: a tensor of its type on its device.
+
+        Raises:
+            DataError: the file is no photo.
+            ValueError: the pixels or the tensor have another shape or type.
+        """
+        if isinstance(image, Tensor):
+            return upscale_tensor(self, image)
+        if isinstance(image, np.ndarray):
+            return upscale_pixels(self, image)
+        return upscale_pixels(self, read_photo(Path(image)).array())
 
     @property
     def parameters(self) -> int:

@@ -10,9 +10,10 @@ from pisr_plugin.archs.network_info import input_channels
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.inference.card import Card, card_file, read_card
 from pisr_plugin.inference.identify import match
-from pisr_plugin.utils.errors import CheckpointError, did_you_mean
+from pisr_plugin.utils.errors import CheckpointError, OptionsError, did_you_mean
 
 SHIPPED = Path(__file__).parents[1] / 'zoo'
+DEFAULT = 'fsrcnn_x{}'  # of each scale: small, and it needs little memory however large the photo is
 FOLDERS = 'PISR_MODELS'  # environment variable: more folders of weights with cards, as PATH has them
 
 
@@ -20,6 +21,25 @@ def list_models() -> dict[str, Path]:
     """Returns the cards of all models that have a name: shipped ones, and those in the folders of ``PISR_MODELS``."""
     own = [Path(folder) for folder in os.environ.get(FOLDERS, '').split(os.pathsep) if folder]
     return {path.stem: path for folder in (SHIPPED, *own) for path in sorted(folder.glob('*.json'))}
+
+
+def default_model(scale: int | None = None) -> str:
+    """Returns the name of the model that upscales where the user names none.
+
+    Args:
+        scale: Upscaling factor; None: 2.
+
+    Raises:
+        OptionsError: there is none for this scale.
+    """
+    name, models = DEFAULT.format(scale or 2), list_models()
+    if name not in models:
+        own = [other for other in models if other.startswith(DEFAULT.format(''))]
+        raise OptionsError(
+            f'--scale {scale or 2}: no model for this scale comes with the package (found {", ".join(own) or "none"}). '
+            'Name a network of your own: --model FILE.'
+        )
+    return name
 
 
 def find_model(model: str | os.PathLike, scale: int | None = None) -> Card:

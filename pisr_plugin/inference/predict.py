@@ -9,17 +9,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
-from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 from torch.nn import functional as F
 
+from pisr_plugin.utils.color import luminance
 from pisr_plugin.utils.devices import precision
 from pisr_plugin.utils.errors import OptionsError
-from pisr_plugin.utils.resize import imresize
+from pisr_plugin.utils.resize import bicubic_upsample
 
 _PROBES = 64, 256  # heights in pixels of the trial images
 _PHASES = 16  # rows to mark in turn: the reach may depend on a row's position in a block, a window or a stride
@@ -95,37 +96,36 @@ def upscale(
 
 
 def upscale_rgb(net: nn.Module, rgb: Tensor, on_y: bool, **options) -> Tensor:
-    """Super-resolves one RGB image. For a luminance network the colours are interpolated bicubically.
+    """Super-resolves RGB images. For a luminance network the colours are interpolated bicubically.
 
     Args:
         net: As for :func:`upscale`.
-        rgb: Image (3, h, w) in [0, 1].
+        rgb: Images (N, 3, h, w) in [0, 1] on the network's device.
         on_y: Whether ``net`` works on BT.601 luminance.
         **options: Options of :func:`upscale`.
 
     Returns:
-        Image (3, scale * h, scale * w) in [0, 1], on the CPU.
+        Images (N, 3, scale * h, scale * w) in [0, 1].
     """
-    device = next((p.device for p in net.parameters()), rgb.device)
     if not on_y:
-        return upscale(net, rgb[None].to(device), **options)[0].clamp(0, 1).cpu()
-    y = torch.from_numpy(rgb2ycbcr(rgb.permute(1, 2, 0).numpy(), y_only=True))[None, None]
-    return add_chroma(upscale(net, y.to(device), **options)[0, 0].cpu(), rgb)
+        return upscale(net, rgb, **options).clamp(0, 1)
+    return add_chroma(upscale(net, luminance(rgb), **options), rgb)
 
 
 def add_chroma(y: Tensor, rgb: Tensor) -> Tensor:
     """Combines an upscaled luminance with the colours of its LR image, upscaled bicubically.
 
     Args:
-        y: Luminance (scale * h, scale * w); it is clipped to [0, 1].
-        rgb: LR image (3, h, w) in [0, 1].
+        y: Luminance (..., 1, scale * h, scale * w); it is clipped to [0, 1].
+        rgb: LR image (..., 3, h, w) in [0, 1].
 
     Returns:
-        Image (3, scale * h, scale * w) in [0, 1].
+        Image (..., 3, scale * h, scale * w) in [0, 1].
     """
-    ycbcr = rgb2ycbcr(imresize(rgb, y.shape[-1] // rgb.shape[-1]).clamp(0, 1).permute(1, 2, 0).numpy())
-    ycbcr[..., 0] = y.clamp(0, 1).numpy()
-    return torch.from_numpy(ycbcr2rgb(ycbcr)).permute(2, 0, 1).clamp(0, 1)
+    # Unlike imresize, whose weights are rounded by a pixel's position, this gives each part of an image its values.
+    blurred = bicubic_upsample(rgb, y.shape[-1] // rgb.shape[-1]).clamp(0, 1)
+    # With the same Cb and Cr, a change of Y changes red, green and blue alike.
+    return (blurred + 255 / 219 * (y.clamp(0, 1) - luminance(blurred))).clamp(0, 1)
 
 
 def pad_to_window(image: Tensor, window: int) -> Tensor:
@@ -139,11 +139,11 @@ def pad_to_window(image: Tensor, window: int) -> Tensor:
 
 @torch.no_grad()
 def find_tile_pad(net: nn.Module, lq: Tensor, window: int = 1) -> int:
-    """Finds the rows of context with which tiles give the values of the whole image.
+    """Finds the context, on every side, with which tiles give the values of the whole image.
 
     First it marks a row with NaN: every output row that depends on it is NaN too, whatever the weights are. Then it
     computes noise whole and in tiles and compares, because attention over a downsampled map, for one, depends on a
-    row's position in the image.
+    row's position in the image. It does the same for columns.
 
     Args:
         net: A network in evaluation mode.
@@ -151,16 +151,21 @@ def find_tile_pad(net: nn.Module, lq: Tensor, window: int = 1) -> int:
         window: Side of the network's attention windows in pixels.
 
     Returns:
-        Number of rows of ``lq``.
+        Number of rows and columns of ``lq``.
 
     Raises:
         OptionsError: the output depends on the whole image, or on more rows than the trial images have.
     """
     net = getattr(net, '_orig_mod', net)  # a compiled network would be compiled again for the trial images
+    return max(_find_rows(net, net, lq, window), _find_rows(net, lambda x: net(x.mT).mT, lq, window))
+
+
+def _find_rows(net: nn.Module, forward: Callable[[Tensor], Tensor], lq: Tensor, window: int) -> int:
+    """Finds the rows of context that tiles of rows need; ``forward`` calls ``net``."""
     columns = _ceil(8, window)  # narrow, to take little time; columns do not influence the reach in rows
     with precision(tf32=False):
         for rows in _PROBES:
-            tile_pad = _reach(net, lq.new_zeros(1, lq.shape[1], _ceil(rows, window), columns))
+            tile_pad = _reach(forward, lq.new_zeros(1, lq.shape[1], _ceil(rows, window), columns))
             if tile_pad is not None:
                 break
         else:
@@ -171,8 +176,8 @@ def find_tile_pad(net: nn.Module, lq: Tensor, window: int = 1) -> int:
         tile, tile_pad = _ceil(8, window), _ceil(tile_pad, window)
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(1, lq.shape[1], 2 * (tile_pad + tile) + tile, columns, generator=generator).to(lq)
-        whole = net(noise)
-        difference = (whole - _by_tiles(net, noise, tile, tile_pad)).abs().max()
+        whole = forward(noise)
+        difference = (whole - _by_tiles(forward, noise, tile, tile_pad)).abs().max()
     if difference > max(1e-5, 8 * torch.finfo(whole.dtype).eps) * whole.abs().max():
         raise OptionsError(
             f'strips: {type(net).__name__} gives another image in strips (its attention pools over the whole image, or '
@@ -181,11 +186,11 @@ def find_tile_pad(net: nn.Module, lq: Tensor, window: int = 1) -> int:
     return tile_pad
 
 
-def _reach(net: nn.Module, blank: Tensor) -> int | None:
+def _reach(forward: Callable[[Tensor], Tensor], blank: Tensor) -> int | None:
     """Returns over how many rows a row spreads at most; None where it reaches the image's border.
 
     Args:
-        net: The network.
+        forward: Computes the network's output.
         blank: An image (1, C, H, W) of zeros.
     """
     height, middle = blank.shape[2], blank.shape[2] // 2
@@ -193,7 +198,7 @@ def _reach(net: nn.Module, blank: Tensor) -> int | None:
     for row in range(middle, middle + _PHASES):
         marked = blank.clone()
         marked[:, :, row] = torch.nan
-        out = net(marked)
+        out = forward(marked)
         seen = out.isnan().any(dim=3).any(dim=1)[0].unflatten(0, (height, -1)).any(dim=1).nonzero()
         first, last = seen.min().item(), seen.max().item()
         if first == 0 or last == height - 1:
@@ -202,7 +207,7 @@ def _reach(net: nn.Module, blank: Tensor) -> int | None:
     return reach
 
 
-def _by_tiles(net: nn.Module, lq: Tensor, tile_rows: int, tile_pad: int) -> Tensor:
+def _by_tiles(net: Callable[[Tensor], Tensor], lq: Tensor, tile_rows: int, tile_pad: int) -> Tensor:
     """Returns the output, computed for ``tile_rows`` rows after the other with ``tile_pad`` rows on either side."""
     height, out = lq.shape[2], None
     for top in range(0, height, tile_rows):

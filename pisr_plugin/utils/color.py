@@ -58,3 +58,16 @@ def rgb_to_y(img: Tensor) -> Tensor:
     wide = img.float()
     red, green, blue = (wide.narrow(-3, channel, 1) * weight for channel, weight in enumerate(_WEIGHTS))
     return torch.add(_OFFSET, red + green + blue, alpha=_FACTOR)
+
+
+def luminance(rgb: Tensor) -> Tensor:
+    """Converts images of floating-point values on their device; differentiable.
+
+    Args:
+        rgb: RGB images of shape (..., 3, H, W) in [0, 1].
+
+    Returns:
+        Tensor of shape (..., 1, H, W), from 16/255 to 235/255.
+    """
+    red, green, blue = rgb.split(1, dim=-3)
+    return (16 + 65.481 * red + 128.553 * green + 24.966 * blue) / 255

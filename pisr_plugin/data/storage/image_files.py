@@ -50,7 +50,7 @@ def image_size(source: Path | bytes) -> tuple[int, int]:
     Raises:
         DataError: ``source`` is not an image. The message names the file, unless ``source`` is bytes.
     """
-    with _opened(source) as image:
+    with opened_image(source) as image:
         turned = image.format in _TURNED_BY_EXIF and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -69,7 +69,7 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
     Raises:
         DataError: ``source`` is not an image, is truncated, has more than 8 bits per channel or too many pixels.
     """
-    with _opened(source) as image:
+    with opened_image(source) as image:
         if image.mode not in _MODES:
             raise ValueError(f'pixel mode {image.mode!r} found. Expected 8 bits per channel')
         upright = ImageOps.exif_transpose(image) if image.format in _TURNED_BY_EXIF else image
@@ -83,13 +83,31 @@ def write_png(path: Path, img: np.ndarray) -> None:
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """Opens an image with Pillow; every error inside the block becomes one DataError."""
+def opened_image(
+    source: Path | bytes, formats: tuple[str, ...] = _FORMATS, max_pixels: int | None = None
+) -> Iterator[Image.Image]:
+    """Opens an image with Pillow; every error inside the block becomes one DataError.
+
+    Args:
+        source: An image file, or the bytes of one.
+        formats: The formats that Pillow may try.
+        max_pixels: Limit on width times height; None: Pillow's, about 179 million.
+
+    Raises:
+        DataError: ``source`` is not an image, or the block cannot decode it.
+    """
     place = f'{source}: ' if isinstance(source, Path) else ''
+    before = Image.MAX_IMAGE_PIXELS
     try:
         if isinstance(source, Path):
             require_regular_file(source)
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_FORMATS) as image:
+        if max_pixels is not None:
+            Image.MAX_IMAGE_PIXELS = None  # the check below takes its place
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise ValueError(
+                    f'too many pixels (found {image.width}x{image.height}). Expected {max_pixels:,} at most'
+                )
             yield image
     except DataError:
         raise
@@ -98,3 +116,5 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise errors of a dozen types for damaged files
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         raise DataError(f'{place}{reason}') from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
