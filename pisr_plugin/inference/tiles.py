@@ -21,9 +21,8 @@ from pisr_plugin.utils.resize import bicubic_upsample
 if TYPE_CHECKING:
     from pisr_plugin.inference.descriptor import ModelDescriptor
 
-SIDE = (
-    512  # of a tile, in pixels of the LR image: FSRCNN then takes about 150 MB, and the overlap costs 7 % of the time
-)
+# Of a tile, in pixels of the LR image: FSRCNN then takes about 150 MB, and the overlap costs 7 % of the time.
+SIDE = 512
 _BICUBIC_PAD = 2  # pixels of the LR image that the cubic kernel reaches to either side
 _GRAY = (0.299, 0.587, 0.114)
 
