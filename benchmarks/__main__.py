@@ -26,6 +26,7 @@ BENCHMARKS = {
     'teacher': 'teacher stage: the same',
     'overhead': 'student stage against plain training of the same network',
     'host': 'a training iteration with next to no arithmetic: what Python and launching cost',
+    'train': 'student stage: whole iterations with loading, from each store',
     'data': "the store against BasicSR's PairedImageDataset",
     'allocator': 'a step on a CPU with and without memory kept between steps',
     'scaling': 'iterations per second over ranks',

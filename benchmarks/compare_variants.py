@@ -25,7 +25,7 @@ _WARMUP = 4  # after the first step; a CUDA graph is recorded within
 LOOPS: dict[str, Mapping[str, bool]] = {PLAIN: {}, 'plain loop, channels_last': {'channels_last': True}}
 
 # variants of every stage: what --force_yml would get
-COMPILE, _GRAPH = ['train:compile=true'], ['train:cuda_graph=true']
+COMPILE, GRAPH = ['train:compile=true'], ['train:cuda_graph=true']
 LEVERS: dict[str, Sequence[str]] = {
     DEFAULT: [],
     'channels_last: false': ['train:channels_last=false'],
@@ -114,7 +114,7 @@ def _levers_here(levers: Mapping[str, Sequence[str]], settings: Settings) -> dic
     """On CUDA all variants also as a graph; in a quick run none that compiles, which takes half a minute each."""
     here = dict(levers)
     if settings.device == 'cuda':
-        here |= {f'{name}, cuda_graph': [*changes, *_GRAPH] for name, changes in levers.items()}
+        here |= {f'{name}, cuda_graph': [*changes, *GRAPH] for name, changes in levers.items()}
     if settings.quick:
         here = {name: changes for name, changes in here.items() if not set(COMPILE) & set(changes)}
     return here
