@@ -23,7 +23,8 @@ DEMO := options/demo/pisr_fsrcnn_x2.yml
 GPU_PYTHON ?= 3.12
 GPU_MORE ?=
 GPU_WHEELS := addict docstring_parser filelock future lmdb mmengine platformdirs pytorch_optimizer safetensors setuptools \
-  termcolor yapf execnet hypothesis iniconfig packaging pluggy pytest pytest-xdist sortedcontainers $(GPU_MORE)
+  termcolor yapf execnet hypothesis iniconfig markdown-it-py mdurl packaging pluggy Pygments pytest pytest-xdist rich \
+  sortedcontainers $(GPU_MORE)
 GPU_PLATFORMS := $(foreach n,28 27 24 17 12 5,--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64
 
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')

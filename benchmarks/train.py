@@ -1,4 +1,4 @@
-"""Whole iterations of a student stage, FSRCNN x2 on Y: from the images on the disk to the updated weights, per store."""
+"""Whole iterations of a student stage, FSRCNN x2 on Y, with loading from each kind of store."""
 
 from __future__ import annotations
 

@@ -288,7 +288,6 @@ def test_a_batch_is_drawn_once(root, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('color', ['y', 'rgb'])
 @pytest.mark.parametrize('store', STORES)
 def test_gpu_is_fed_what_the_host_has(root, store, color):

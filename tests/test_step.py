@@ -200,7 +200,6 @@ def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_a_captured_step_makes_the_same_weights(batch):
     def run(**train):
         torch.manual_seed(0)
@@ -217,7 +216,6 @@ def test_a_captured_step_makes_the_same_weights(batch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_a_step_that_cannot_be_recorded_runs_on(batch):
     """RMSprop with loss scaling reads back whether to step, which no recording allows; dropout draws on the GPU."""
     train = {'cuda_graph': True, 'amp': 'fp16', 'grad_clip': 1.0, 'optim_g': {'type': 'RMSprop', 'lr': 1e-4}}
@@ -248,7 +246,6 @@ def test_an_optimizer_is_fused_only_where_that_runs():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 @pytest.mark.parametrize('optimizer', ['Adagrad', 'Adam', 'AdamW', 'SGD', 'RMSprop'])
 def test_optimizers_step_on_a_gpu(batch, optimizer):
     step(build_model(options(num_gpu=1, train={'optim_g': {'type': optimizer, 'lr': 1e-3}})), batch)
