@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         picture=args.picture,
     )
     torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.benchmark = True  # as training
     get_root_logger(log_level=logging.WARNING)  # says what a model goes on without, but not what it is made of
     # for all variants alike, so that it favours none
     machine = {**facts(settings), 'keeps_freed_memory': settings.device == 'cpu' and keep_freed_memory()}

@@ -26,6 +26,7 @@ LOOPS: dict[str, Mapping[str, bool]] = {PLAIN: {}, 'plain loop, channels_last': 
 
 # variants of every stage: what --force_yml would get
 COMPILE, GRAPH = ['train:compile=true'], ['train:cuda_graph=true']
+_LAST = ['train:channels_last=true']
 LEVERS: dict[str, Sequence[str]] = {
     DEFAULT: [],
     'channels_last: false': ['train:channels_last=false'],
@@ -113,8 +114,10 @@ def allow_compiling(variants: int) -> None:
 def _levers_here(levers: Mapping[str, Sequence[str]], settings: Settings) -> dict[str, Sequence[str]]:
     """On CUDA all variants also as a graph; in a quick run none that compiles, which takes half a minute each."""
     here = dict(levers)
-    if settings.device == 'cuda':
-        here |= {f'{name}, cuda_graph': [*changes, *GRAPH] for name, changes in levers.items()}
+    if settings.device == 'cuda':  # where maps are channels first by default, except with amp
+        del here['channels_last: false']
+        here['channels_last'], here['compile, channels_last'] = _LAST, [*COMPILE, *_LAST]
+        here |= {f'{name}, cuda_graph': [*changes, *GRAPH] for name, changes in here.items()}
     if settings.quick:
         here = {name: changes for name, changes in here.items() if not set(COMPILE) & set(changes)}
     return here

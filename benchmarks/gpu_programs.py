@@ -137,7 +137,7 @@ def train_rank(arguments: Sequence[str]) -> int:
 
 def _step(settings: Settings, changes: Sequence[str]) -> Callable[[], None]:
     """Returns a step of the student stage that has run often enough to be in its final form."""
-    torch.backends.cudnn.benchmark = settings.device == 'cuda'
+    torch.backends.cudnn.benchmark = True  # as training
     model = build(stage_options(*_STAGE, settings, changes))
     batch = {name: value.to(settings.device) for name, value in make_batch(model.opt).items()}
     for current_iter in range(1, 1 + _WARMUP):

@@ -7,7 +7,6 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import torch
 from basicsr.data import build_dataset
 
 from benchmarks.compare_variants import COMPILE, GRAPH, allow_compiling
@@ -29,7 +28,6 @@ def run(settings: Settings) -> list[Table]:
     if settings.device == 'cuda':
         manners |= {'cuda_graph': GRAPH, 'compile, cuda_graph': [*COMPILE, *GRAPH]}
     allow_compiling(len(manners) * len(STORES))
-    torch.backends.cudnn.benchmark = settings.device == 'cuda'
     with tempfile.TemporaryDirectory() as folder:
         images = make_photo_sets(Path(folder), settings).store
         rows = [

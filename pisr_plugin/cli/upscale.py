@@ -38,6 +38,7 @@ def upscale(args: argparse.Namespace) -> int:
     from pisr_plugin.data.storage.image_files import read_rgb, write_png
     from pisr_plugin.inference.descriptor import load_model
     from pisr_plugin.inference.predict import find_tile_pad, optimized, upscale_rgb
+    from pisr_plugin.utils.devices import precision
 
     if args.strips is not None and args.strips < 1:
         raise OptionsError(f'--strips {args.strips}: a number of rows from 1 on is needed.')
@@ -54,7 +55,8 @@ def upscale(args: argparse.Namespace) -> int:
     for photo, result in results.items():
         rgb = torch.from_numpy(read_rgb(photo).copy()).permute(2, 0, 1) / 255
         tiles = {'tile_rows': args.strips, 'tile_pad': tile_pad}
-        sr = upscale_rgb(net, rgb, on_y=model.channels == 1, window=model.window, **tiles)
+        with precision(tf32=False):  # so that strips give the pixels of the whole image
+            sr = upscale_rgb(net, rgb, on_y=model.channels == 1, window=model.window, **tiles)
         write_png(result, (sr * 255).round().byte().permute(1, 2, 0).numpy())
         print(f'{result}: {rgb.shape[2]}x{rgb.shape[1]} to {sr.shape[2]}x{sr.shape[1]}')
     return 0

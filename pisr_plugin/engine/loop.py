@@ -32,7 +32,7 @@ from pisr_plugin.engine.train import is_finished
 from pisr_plugin.engine.train_logger import TrainLogger
 from pisr_plugin.engine.training_states import ResumePoint, TrainingStates, archive
 from pisr_plugin.utils import random_state
-from pisr_plugin.utils.devices import device_name
+from pisr_plugin.utils.devices import device_name, fp32_precision
 from pisr_plugin.utils.errors import PISRError
 from pisr_plugin.utils.files import locked, sync_folder, write_whole
 from pisr_plugin.utils.logging import file_only, notice, open_log
@@ -146,7 +146,8 @@ def _summary(stage: Stage, opt: dict, model, start_iter: int) -> list[str]:
         *(f'  {key}: {value}' for key, value in opt['path'].items() if key.startswith('pretrain_network_')),
         f'  losses: {losses}; {optimizer.get("type")}, learning rate {optimizer.get("lr")}',
         f'  validation: {", ".join(v["name"] for v in opt["datasets"].values() if v["phase"] == "val") or "none"}',
-        f'  iterations: {start_iter} of {train_opt["total_iter"]} done; on {device_name(bool(opt["num_gpu"]))}',
+        f'  iterations: {start_iter} of {train_opt["total_iter"]} done; on '
+        f'{device_name(bool(opt["num_gpu"]))} in {train_opt.get("amp") or fp32_precision(bool(opt["num_gpu"]))}',
         f'  results and all options: {stage.folder}',
     ]
     if start_iter:
