@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.models.optim import OptimizerStep
 from pisr_plugin.models.optimizers import runs_fused
+from pisr_plugin.models.step import Compiled
 from pisr_plugin.utils.errors import OptionsError
 from tests.test_model import BODY, options, step
 
@@ -126,11 +127,46 @@ def test_losses_and_gradients_agree(batch, train, tolerance):
 def test_only_a_compiled_step_is_compiled(batch):
     for compiles in (False, True):
         step = build_model(options(train={'compile': compiles})).training_step
-        assert (step._compute is step.training_losses) != compiles
+        assert (step._losses is step.training_losses) != compiles
+        assert (step._features is step.teacher_features) != compiles
 
 
-def test_a_compiled_step_agrees(batch):
+def test_a_compiled_step_agrees(batch, caplog):
+    caplog.set_level(logging.WARNING, 'basicsr')
     compare(batch, 1e-5, compile=True)
+    assert not caplog.records
+
+
+def test_a_compiled_teacher_computes_nothing_behind_the_last_tap(batch):
+    model = build()
+    step(model, batch)
+    graphs = []
+
+    def note(graph, _):
+        graph.graph.eliminate_dead_code()
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    features = torch.compile(model.training_step.teacher_features, backend=note, fullgraph=True)(model.batch)
+    expected = model.training_step.teacher_features(model.batch)
+    assert features.keys() == expected.keys()
+    assert all(torch.equal(features[tap], value) for tap, value in expected.items())
+    layers = graphs[0]
+    assert len(graphs) == 1 and 'conv2d' in layers and 'conv_transpose2d' not in layers
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch):
+    def refuse(_):
+        def run(*_):
+            raise torch._dynamo.exc.TorchDynamoException('no compiler')
+
+        return run
+
+    monkeypatch.setattr(torch, 'compile', refuse)
+    told = []
+    double = Compiled(lambda value: 2 * value, told.append)
+    assert double(2) == 4 and double(3) == 6
+    assert told == ['train.compile: this network cannot be compiled here, so it runs as it is: no compiler']
 
 
 def test_fp16_scales_the_loss_and_undoes_it(batch):
