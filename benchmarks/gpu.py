@@ -102,7 +102,8 @@ class Place:
             raise CheckFailed(f'no end within the {MINUTES} minutes, see {log.name}') from None
         output = log.read_text(errors='replace')
         if code != expected:
-            last = output.strip().splitlines()[-1]
+            lines = output.strip().splitlines()
+            last = next((line for line in reversed(lines) if 'rror' in line), lines[-1])
             raise CheckFailed(f'exit code {code} in place of {expected}, see {log.name}: {last[:300]}')
         return output
 
@@ -195,8 +196,9 @@ def waits(place: Place) -> None:
 def demo(place: Place) -> None:
     """the demo recipe: default, captured, compiled in bf16"""
     place.data()
-    variants = {'default': [], 'captured, store device': [_GRAPH, _DEVICE_STORE]}
+    variants = {'eager': ['train:cuda_graph=false'], 'captured, store device': [_GRAPH, _DEVICE_STORE]}
     if place.on_gpu:  # compiling takes longer than the rest together on a CPU
+        variants |= {'default': []}
         variants['captured, store device, compile, bf16'] = [
             *(_GRAPH, _DEVICE_STORE, 'train:compile=true', 'train:amp=bf16', 'train:amp_teacher=bf16')
         ]
@@ -216,12 +218,13 @@ def demo(place: Place) -> None:
 
 
 def resume(place: Place) -> None:
-    """stop and resume, with ``cuda_graph`` switched on in between"""
+    """stop an eager run and resume it captured"""
     place.data()
     alone = ('--stage', 'alone')
     place.train('whole', flags=alone)
     states = place.stage('broken', 'alone') / 'training_states'
-    with place.started(ROOT / 'tools/train.py', *alone, *place.recipe('broken')) as (process, log):
+    eager = place.recipe('broken', 'train:cuda_graph=false')
+    with place.started(ROOT / 'tools/train.py', *alone, *eager) as (process, log):
         while process.poll() is None and not list(states.glob('*.state')) and time.monotonic() < place.deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import torch
 from basicsr.archs import build_network
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.compare_variants import EAGER
 from benchmarks.harness import Settings
 from benchmarks.machine import facts
 from benchmarks.report import Table
@@ -42,7 +44,7 @@ def machine(settings: Settings, _: Path) -> list[Table]:
 
 def profile_steps(settings: Settings, folder: Path) -> list[Table]:
     """Traces 20 steps: what the host asks of the GPU in each, and which kernels take the time."""
-    manners = {'eager': [], **({'captured': ['train:cuda_graph=true']} if settings.device == 'cuda' else {})}
+    manners = {'eager': EAGER, **({'captured': []} if settings.device == 'cuda' else {})}
     counts, tables = [], []
     for manner, changes in manners.items():
         step = _step(settings, changes)
@@ -55,6 +57,7 @@ def profile_steps(settings: Settings, folder: Path) -> list[Table]:
         calls = {event.key: event.count for event in events}
         counts.append({'step': manner, **_calls_per_step(calls)})
         on_gpu = settings.device == 'cuda'
+        events = [event for event in events if not on_gpu or event.device_type == DeviceType.CUDA]
         time_of = (lambda e: e.self_device_time_total) if on_gpu else (lambda e: e.self_cpu_time_total)
         busiest = sorted(events, key=time_of, reverse=True)[:12]
         rows = [
@@ -74,7 +77,7 @@ def find_waits(settings: Settings, _: Path) -> list[Table]:
     """Makes each step that waits for the GPU an error; a precision passes when its steps make none."""
     rows = []
     for amp in ('~', 'bf16', 'fp16'):
-        for manner, changes in {'eager': [], 'captured': ['train:cuda_graph=true']}.items():
+        for manner, changes in {'eager': EAGER, 'captured': []}.items():
             step = _step(settings, [f'train:amp={amp}', *changes])
             torch.cuda.set_sync_debug_mode('error')
             waits = ''

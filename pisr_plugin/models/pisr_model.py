@@ -37,6 +37,8 @@ from pisr_plugin.models.step import DTYPES, StepOptions, TeacherFeatures, Traini
 from pisr_plugin.models.validation import validate
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
 
+_RECORDABLE = {'pisr_plugin', 'basicsr', 'torch', 'torchvision'}  # packages whose modules decide nothing in Python
+
 
 @MODEL_REGISTRY.register()
 class PISRModel(SRModel):
@@ -219,12 +221,13 @@ class PISRModel(SRModel):
             warn,
         )
         self.step: TrainingStep | CUDAGraphStep = self.training_step
-        if options.cuda_graph:
-            reason = self._no_graph()
-            if reason:
-                warn(f'train.cuda_graph: {reason}; steps are launched one by one.')
-            else:
-                self.step = CUDAGraphStep(self.training_step, warn)
+        reason = self._no_graph()
+        if reason is None and not self.optimizer_g.defaults.get('capturable'):
+            reason = f'train.optim_g.type {type(self.optimizer_g).__name__} cannot be recorded'
+        if reason is None:
+            self.step = CUDAGraphStep(self.training_step, warn)
+        elif options.cuda_graph:
+            warn(f'train.cuda_graph: {reason}; steps are launched one by one.')
 
     def _teacher_features(self, batch: dict[str, Tensor]) -> TeacherFeatures:
         """Builds what computes the teacher's features, and checks on one patch that the teacher runs."""
@@ -237,15 +240,22 @@ class PISRModel(SRModel):
         return features
 
     def _no_graph(self) -> str | None:
-        """Returns why a step cannot be recorded as a CUDA graph, or None."""
+        """Returns why a step is not recorded as a CUDA graph, whatever its optimizer, or None."""
+        if self.step_options.cuda_graph is False:
+            return 'is off'
         if self.device.type != 'cuda':
             return 'needs a CUDA device'
         if self.opt['dist']:
             return 'is for one process'
-        if self.gan_step:
+        if self.net_d:
             return 'does not record the step of a discriminator'
-        if not self.optimizer_g.defaults.get('capturable'):
-            return f'train.optim_g.type {type(self.optimizer_g).__name__} cannot be recorded'
+        if self.step_options.cuda_graph is None:
+            # Code of others may choose by iteration or at random in Python. A record would repeat one choice for ever.
+            losses = self.cri_pix, self.cri_imitation, self.cri_perceptual, *(link.loss for link in self.links)
+            modules = [module for part in (self.linked, self.teacher, *losses) if part for module in part.modules()]
+            foreign = {type(module).__module__.partition('.')[0] for module in modules} - _RECORDABLE
+            if foreign:
+                return f'is left out by default for code of {", ".join(sorted(foreign))}'
         return None
 
     def _criterion(self, key: str) -> nn.Module | None:
@@ -281,8 +291,7 @@ class PISRModel(SRModel):
         self, optim_type: str, params: list, lr: float, option_path: str = 'train.optim_g', **kwargs
     ) -> torch.optim.Optimizer:
         """Builds an optimizer by name (the released BasicSR knows Adam alone)."""
-        recorded = self.step_options.cuda_graph and self.device.type == 'cuda'
-        return build_optimizer(optim_type, params, option_path, recorded, lr=lr, **kwargs)
+        return build_optimizer(optim_type, params, option_path, self._no_graph() is None, lr=lr, **kwargs)
 
     def _sample_batch(self) -> dict[str, Tensor]:
         """Returns one noise image pair shaped like a training patch, without touching the random state."""

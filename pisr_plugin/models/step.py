@@ -34,6 +34,7 @@ class StepOptions:
         compile: Whether ``torch.compile`` is used for the teacher, the forward pass and the losses, without the
             discriminator's.
         cuda_graph: Whether the whole step, update and schedule included, is recorded once and replayed as one launch.
+            None: on a GPU, where the step can be recorded and runs no code of other packages.
         grad_clip: Largest L2 norm of all gradients together, above 0; the discriminator's are clipped by themselves.
             None: no clipping.
         accumulate: Number of parts in which a batch is computed, to save memory; must divide the batch size.
@@ -48,7 +49,7 @@ class StepOptions:
     amp_teacher: Literal['bf16', 'fp16'] | None = None
     channels_last: bool | None = None
     compile: bool = False
-    cuda_graph: bool = False
+    cuda_graph: bool | None = None
     grad_clip: float | None = None
     accumulate: int = 1
     on_nan: Literal['stop', 'skip'] = 'stop'
