@@ -373,20 +373,22 @@ def ablation(place: Place) -> None:
         'import os, pathlib\n'
         "pathlib.Path(f'gpu_{os.getpid()}.txt').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))\n"
     )
+    adam = {'_delete_': True, 'type': 'Adam', 'lr': 1e-3}
+    nothing = dict.fromkeys(('imitation_opt', 'weight_transfer', 'distill_opt'))
+    alone = {'network_t': None, 'train': {**nothing, 'total_iter': 200, 'warmup_iter': -1, 'optim_g': adam}}
     grid = {
         'name': 'spread',
         'recipe': str(ROOT / _DEMO),
-        'common': {'stages': {'_delete_': True, 'alone': {'network_t': None, 'train': dict.fromkeys(
-            ('imitation_opt', 'weight_transfer', 'distill_opt')) | {'total_iter': 200}}}},
+        'common': {'stages': {'_delete_': True, 'alone': alone}},
         'rows': {'plain': {'seeds': list(range(place.gpus))}},
-    }  # fmt: skip
+    }
     (place.folder / 'spread.yml').write_text(json.dumps(grid))
     place.python(ROOT / 'tools/ablate.py', '-opt', 'spread.yml', '--plugin', 'note_gpu', PYTHONPATH=f'{ROOT}:.')
     used = [file.read_text() for file in sorted(place.folder.glob('gpu_*.txt'))]
-    alone = [gpus for gpus in used if gpus != 'all']  # the command itself sees all
-    place.tables.append(Table('GPUs of the jobs', [{'job': number, 'GPU': gpu} for number, gpu in enumerate(alone)]))
-    if sorted(alone) != sorted(map(str, range(place.gpus))):
-        raise CheckFailed(f'{place.gpus} jobs ran on the GPUs {", ".join(alone)}')
+    given = [gpus for gpus in used if gpus != 'all']  # the command itself sees all
+    place.tables.append(Table('GPUs of the jobs', [{'job': number, 'GPU': gpu} for number, gpu in enumerate(given)]))
+    if sorted(given) != sorted(map(str, range(place.gpus))):
+        raise CheckFailed(f'{place.gpus} jobs ran on the GPUs {", ".join(given)}')
 
 
 CHECKS = (marked_tests, waits, demo, testing, resume, kdsr, tiles, ranks, ablation, profile, benchmarks)

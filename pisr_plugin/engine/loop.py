@@ -106,7 +106,7 @@ def _run_stage(stage: Stage, stop: GracefulStop, auto_resume: bool, header: str,
         opt['rank'] == 0,
     )
     try:
-        with stop.deferred() as stopping, _build_loader(opt, model.device, start_iter) as loader:
+        with stop.deferred() as stopping, _build_loader(opt, model, start_iter) as loader:
             model.stop_asked = lambda: stop.asked
             results = _Training(model, opt, loader, states, train_logger, stopping).run()
     finally:
@@ -196,7 +196,7 @@ def _prepare_folder(stage: Stage, states: TrainingStates, auto_resume: bool, hea
     return found
 
 
-def _build_loader(opt: dict, device: torch.device, start_iter: int) -> TrainLoader:
+def _build_loader(opt: dict, model, start_iter: int) -> TrainLoader:
     data_opt = opt['datasets']['train']
     dataset = build_dataset(data_opt)
     get_root_logger().info(
@@ -207,14 +207,18 @@ def _build_loader(opt: dict, device: torch.device, start_iter: int) -> TrainLoad
         f'\tSamples per iteration: {data_opt["batch_size_per_gpu"] * opt["world_size"]}\n'
         f'\tTotal iters: {opt["train"]["total_iter"]}'
     )
+    indices_only = getattr(dataset, 'on_device', False) and getattr(model, 'gathers', False)
+    if indices_only:
+        model.gather_with(dataset.gather)
     return build_train_loader(
         dataset,
         data_opt,
         seed=opt['manual_seed'],
         rank=opt['rank'],
         world_size=opt['world_size'],
-        device=device,
+        device=model.device,
         start_iter=start_iter,
+        indices_only=indices_only,
     )
 
 

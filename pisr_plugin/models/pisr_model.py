@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -302,6 +303,21 @@ class PISRModel(SRModel):
     def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
         return [batch[name] for name in required_inputs(net)]
 
+    @property
+    def gathers(self) -> bool:
+        """Whether the step itself can gather the pixels of its batch: it is recorded, and nothing comes before it."""
+        return isinstance(self.step, CUDAGraphStep) and not self.degradation
+
+    def gather_with(self, gather: Callable[[Tensor], dict[str, Tensor]]) -> None:
+        """Lets the step make its batches, so that only their indices are copied in every iteration.
+
+        Args:
+            gather: From indices on the device to ``lq`` and ``gt``. :meth:`feed_data` then takes ``indices``.
+        """
+        self.training_step.gather = lambda indices: {
+            name: self._to_device(images) for name, images in gather(indices).items()
+        }
+
     def feed_data(self, data: dict) -> None:
         self.batch = {key: self._to_device(value) for key, value in data.items() if isinstance(value, Tensor)}
         if 'lq' in self.batch:  # otherwise train.degradation computes it
@@ -318,7 +334,7 @@ class PISRModel(SRModel):
             made = self.degradation(self.batch, current_iter)
             self.batch = {key: self._to_device(value) for key, value in made.items()}
             self.lq, self.gt = self.batch['lq'], self.batch['gt']
-        elif 'lq' not in self.batch:
+        elif 'lq' not in self.batch and not self.training_step.gather:
             raise OptionsError(
                 f'datasets.train: {self.opt["datasets"]["train"].get("type")} gives no lq (found '
                 f'{", ".join(self.batch)}). Expected train.degradation, which computes it.'

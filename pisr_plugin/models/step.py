@@ -228,7 +228,12 @@ class TrainingStep:
         gan_step: The discriminator's part, or None.
         after: Called after each update, e.g. to average the weights; or None.
         warn: Called with one line when a requested speed-up is not possible.
+
+    Attributes:
+        gather: From ``indices`` to ``lq`` and ``gt``, where batches hold only indices; else None.
     """
+
+    gather: Callable[[Tensor], Batch] | None = None
 
     def __init__(
         self,
@@ -253,13 +258,15 @@ class TrainingStep:
         """Makes one step.
 
         Args:
-            batch: ``lq`` and ``gt`` on the device.
+            batch: ``lq`` and ``gt`` on the device, or ``indices`` for :attr:`gather`.
             active: Whether each link counts in this iteration.
             updates_generator: Whether the trained network is updated; if not, the discriminator alone is.
 
         Returns:
             The losses by name, means over the batch, on the device.
         """
+        if self.gather:
+            batch = self.gather(batch['indices'])
         parts = [batch] if self.options.accumulate == 1 else _split_batch(batch, self.options.accumulate)
         if updates_generator:
             losses, sr = self._update_generator(parts, active)
