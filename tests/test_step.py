@@ -254,6 +254,17 @@ def test_a_gpu_records_steps_by_default_unless_they_run_code_of_others(batch, ca
     assert model._no_graph() == 'is off'
 
 
+def test_ranks_record_steps_only_when_asked_and_over_nccl(batch, monkeypatch):
+    model = build()
+    model.device, model.opt['dist'] = torch.device('cuda'), True
+    backends = iter(['cpu:gloo,cuda:gloo', 'cpu:gloo,cuda:nccl'])
+    monkeypatch.setattr(torch.distributed.distributed_c10d, 'get_backend_config', lambda: next(backends))
+    assert model._no_graph() == 'is for one process by default'
+    model.step_options = StepOptions(cuda_graph=True)
+    assert 'NCCL' in model._no_graph()
+    assert model._no_graph() is None
+
+
 @pytest.mark.gpu
 def test_a_captured_step_makes_the_same_weights(batch):
     def run(**train):

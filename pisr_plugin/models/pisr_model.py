@@ -28,7 +28,7 @@ from pisr_plugin.inference import checkpoint
 from pisr_plugin.inference.descriptor import ModelDescriptor, build
 from pisr_plugin.losses.vgg_weights import vgg_weights_told
 from pisr_plugin.models import dry_run, training_state
-from pisr_plugin.models.cuda_graph import CUDAGraphStep
+from pisr_plugin.models.cuda_graph import CUDAGraphStep, side_stream
 from pisr_plugin.models.ema import WeightAverage
 from pisr_plugin.models.fast_prelu import use_fast_prelu
 from pisr_plugin.models.gan import GANStep
@@ -246,9 +246,11 @@ class PISRModel(SRModel):
             return 'is off'
         if self.device.type != 'cuda':
             return 'needs a CUDA device'
-        if self.opt['dist']:
-            return 'is for one process'
-        if self.net_d:
+        if self.opt['dist'] and not self.step_options.cuda_graph:
+            return 'is for one process by default'
+        if self.opt['dist'] and 'nccl' not in torch.distributed.distributed_c10d.get_backend_config():
+            return 'needs NCCL to record what ranks exchange'
+        if self.opt.get('network_d'):
             return 'does not record the step of a discriminator'
         if self.step_options.cuda_graph is None:
             # Code of others may choose by iteration or at random in Python. A record would repeat one choice for ever.
@@ -268,13 +270,20 @@ class PISRModel(SRModel):
         net = net.to(self.device)
         if not self.opt['dist']:
             return net
-        device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
-        return DistributedDataParallel(
-            net,
-            device_ids=device_ids,
-            find_unused_parameters=self.opt.get('find_unused_parameters', False),
-            gradient_as_bucket_view=True,  # gradients are not copied before they are exchanged
-        )
+        on_gpu, recorded = self.device.type == 'cuda', self._no_graph() is None
+        if recorded:
+            torch.cuda.synchronize()
+        # A CUDA graph cannot record what is bound to the default stream.
+        with torch.cuda.stream(side_stream()) if recorded else nullcontext():
+            wrapped = DistributedDataParallel(
+                net,
+                device_ids=[torch.cuda.current_device()] if on_gpu else None,
+                find_unused_parameters=self.opt.get('find_unused_parameters', False),
+                gradient_as_bucket_view=True,  # gradients are not copied before they are exchanged
+            )
+        if recorded:
+            torch.cuda.synchronize()
+        return wrapped
 
     def setup_optimizers(self) -> None:
         self.optimizer_g = self._optimizer('optim_g', self.linked)
