@@ -90,9 +90,8 @@ class CUDAGraphStep:
         try:
             for group, rate in zip(groups, self.rates):
                 group['lr'] = rate  # a tensor, so that every replay reads the current value
-            with torch.cuda.graph(
-                graph, stream=self.side, capture_error_mode='thread_local'
-            ):  # the loader's thread may pin memory
+            # thread_local, because the loader's thread may pin memory
+            with torch.cuda.graph(graph, stream=self.side, capture_error_mode='thread_local'):
                 self.losses = self.step(self.inputs, active)
         except RuntimeError as error:
             self.usable = False
