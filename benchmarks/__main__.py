@@ -26,6 +26,7 @@ BENCHMARKS = {
     'teacher': 'teacher stage: the same',
     'overhead': 'student stage against plain training of the same network',
     'host': 'a training iteration with next to no arithmetic: what Python and launching cost',
+    'train': 'student stage: whole iterations with loading, from each store',
     'data': "the store against BasicSR's PairedImageDataset",
     'allocator': 'a step on a CPU with and without memory kept between steps',
     'scaling': 'iterations per second over ranks',
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         picture=args.picture,
     )
     torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.benchmark = True  # as training
     get_root_logger(log_level=logging.WARNING)  # says what a model goes on without, but not what it is made of
     # for all variants alike, so that it favours none
     machine = {**facts(settings), 'keeps_freed_memory': settings.device == 'cpu' and keep_freed_memory()}

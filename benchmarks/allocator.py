@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.harness import Settings
@@ -17,7 +18,8 @@ def run(settings: Settings) -> list[Table]:
     """One table. Each way has a process of its own, as the allocator is set for a whole process."""
     with tempfile.TemporaryDirectory() as folder:
         groups = {
-            name: Group(1, settings, Path(folder) / name, keep_freed=name == _KEPT) for name in (_GIVEN_BACK, _KEPT)
+            name: Group(1, replace(settings, device='cpu'), Path(folder) / name, keep_freed=name == _KEPT)
+            for name in (_GIVEN_BACK, _KEPT)
         }
         costs = take_turns(groups, settings, steps=2)
     rows = [

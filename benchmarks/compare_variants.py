@@ -25,7 +25,8 @@ _WARMUP = 4  # after the first step; a CUDA graph is recorded within
 LOOPS: dict[str, Mapping[str, bool]] = {PLAIN: {}, 'plain loop, channels_last': {'channels_last': True}}
 
 # variants of every stage: what --force_yml would get
-COMPILE, _GRAPH = ['train:compile=true'], ['train:cuda_graph=true']
+COMPILE, EAGER = ['train:compile=true'], ['train:cuda_graph=false']
+_LAST = ['train:channels_last=true']
 LEVERS: dict[str, Sequence[str]] = {
     DEFAULT: [],
     'channels_last: false': ['train:channels_last=false'],
@@ -111,10 +112,12 @@ def allow_compiling(variants: int) -> None:
 
 
 def _levers_here(levers: Mapping[str, Sequence[str]], settings: Settings) -> dict[str, Sequence[str]]:
-    """On CUDA all variants also as a graph; in a quick run none that compiles, which takes half a minute each."""
+    """On CUDA also each variant without a graph; in a quick run none that compiles, which takes half a minute."""
     here = dict(levers)
-    if settings.device == 'cuda':
-        here |= {f'{name}, cuda_graph': [*changes, *_GRAPH] for name, changes in levers.items()}
+    if settings.device == 'cuda':  # where maps are channels first by default, except with amp
+        del here['channels_last: false']
+        here['channels_last'], here['compile, channels_last'] = _LAST, [*COMPILE, *_LAST]
+        here |= {f'{name}, eager': [*changes, *EAGER] for name, changes in here.items()}
     if settings.quick:
         here = {name: changes for name, changes in here.items() if not set(COMPILE) & set(changes)}
     return here

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,12 @@ from skimage.color import rgb2ycbcr
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from benchmarks.harness import Action, Settings, measure
+from benchmarks.harness import Action, Settings, clock, measure
 from benchmarks.photos import SCALE, Pair, PhotoSets, make_photo_sets
 from benchmarks.report import Table
 from benchmarks.workload import build, iterate, stage_options
 from pisr_plugin.data.loading.sampler import InfiniteSampler
-from pisr_plugin.data.loading.train_loader import build_train_loader
+from pisr_plugin.data.loading.train_loader import TrainLoader, build_train_loader
 from pisr_plugin.data.storage.image_files import list_images, read_rgb
 
 _BATCH, _PATCH = 16, 192
@@ -56,7 +57,7 @@ def _reading(sets: PhotoSets, settings: Settings) -> Table:
     actions |= {name: iter(_Batches(store)).__next__ for name, store in stores.items()}
     many = 2 if settings.quick else 100
     calls = {name: 1 if name in datasets else many for name in actions} | {_IN_MEMORY: max(many // 10, 1)}
-    timings = measure(actions, settings, calls=calls)
+    timings = measure(actions, settings, calls=calls, now=clock(replace(settings, device='cpu')))
     rows = [
         {
             'reader': name,
@@ -119,7 +120,7 @@ def _delivery(sets: PhotoSets, settings: Settings) -> Table:
     sources: dict[str, Iterator] = {name: _endless(loader) for name, loader in workers.items()}
     for source in sources.values():
         next(source)
-    with closing(build_train_loader(store, _feed_options(store), seed=0)) as feed:
+    with closing(_feed(store, settings)) as feed:
         sources[_THREAD] = feed
         many = 4 if settings.quick else 200
         calls = {name: many for name in sources} | {'BasicSR, one worker process': max(many // 40, 1)}
@@ -158,13 +159,15 @@ def _training(sets: PhotoSets, settings: Settings) -> Table:
     model = build(stage_options('pisr_fsrcnn_x2', 'student', settings))
     store = _store(sets.store)
     waited, worked = [], []
-    with closing(build_train_loader(store, _feed_options(store), seed=0)) as feed:
+    with closing(_feed(store, settings)) as feed:
         next(feed)  # reading ahead begins
         for current_iter in range(1, 4 if settings.quick else 21):
             start = time.perf_counter()
             batch = next(feed)
             got = time.perf_counter()
             iterate(model, batch, current_iter)
+            if settings.device == 'cuda':
+                torch.cuda.synchronize()
             waited.append(got - start)
             worked.append(time.perf_counter() - got)
     total = sum(waited) + sum(worked)
@@ -219,5 +222,7 @@ def _common(pair: Pair) -> dict:
     }
 
 
-def _feed_options(store: Dataset) -> dict:
-    return {**store.opt, 'batch_size_per_gpu': _BATCH, 'num_worker_per_gpu': 1}
+def _feed(store: Dataset, settings: Settings) -> TrainLoader:
+    """The loader of a training run, which copies batches to the device."""
+    options = {**store.opt, 'batch_size_per_gpu': _BATCH, 'num_worker_per_gpu': 1}
+    return build_train_loader(store, options, seed=0, device=torch.device(settings.device))

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,7 +74,7 @@ def measure(
     settings: Settings,
     *,
     warmup: int = 2,
-    calls: int | Mapping[str, int] = 1,
+    calls: int | Mapping[str, int] | None = None,
     now: Callable[[], float] | None = None,
     seed: int = 0,
 ) -> Timings:
@@ -83,28 +84,52 @@ def measure(
         variants: What to time, by name.
         settings: Rounds, threads and device.
         warmup: Untimed calls of each variant first: caches, compilation, autotuning.
-        calls: Calls in one turn, for actions too short for one; of all or of each variant.
-        now: A clock in seconds; by default :func:`clock`.
+        calls: Calls in one turn, for actions too short for one; of all or of each variant. By default 1 on a CPU, and
+            on CUDA as many as take a tenth of a second.
+        now: A clock in seconds; by default :func:`clock`, and on CUDA the events of the GPU.
         seed: Of the order.
 
     Returns:
         Seconds of one call.
     """
-    now = now or clock(settings)
+    on_gpu = settings.device == 'cuda' and now is None
+    seconds_of = _seconds_on_gpu if on_gpu else partial(_seconds, now or clock(settings))
     for action in variants.values():
         for _ in range(warmup):
             action()
+    if calls is None:
+        calls = {name: _enough(action) for name, action in variants.items()} if on_gpu else 1
     timings = Timings({name: [] for name in variants})
     order, shuffle = list(variants), random.Random(seed).shuffle
     for _ in range(settings.rounds):
         shuffle(order)
         for name in order:
             action, count = variants[name], calls if isinstance(calls, int) else calls[name]
-            start = now()
-            for _ in range(count):
-                action()
-            timings.seconds[name].append((now() - start) / count)
+            timings.seconds[name].append(seconds_of(action, count) / count)
     return timings
+
+
+def _seconds(now: Callable[[], float], action: Action, count: int) -> float:
+    start = now()
+    for _ in range(count):
+        action()
+    return now() - start
+
+
+def _seconds_on_gpu(action: Action, count: int) -> float:
+    """Seconds on the GPU from the first call's begin to the last one's end, idle time included."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(count):
+        action()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def _enough(action: Action) -> int:
+    return min(200, 1 + int(0.1 / max(_seconds_on_gpu(action, 3) / 3, 1e-5)))
 
 
 def clock(settings: Settings) -> Callable[[], float]:

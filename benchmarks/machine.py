@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Settings
+from pisr_plugin.utils.devices import fp32_precision
 
 
 def facts(settings: Settings) -> dict[str, object]:
@@ -22,6 +23,7 @@ def facts(settings: Settings) -> dict[str, object]:
         'cores': os.cpu_count(),
         'cpu_capability': torch.backends.cpu.get_cpu_capability(),
         'gpu': torch.cuda.get_device_name() if settings.device == 'cuda' else None,
+        'precision': fp32_precision(settings.device == 'cuda'),
         'threads': settings.threads,
         'rounds': settings.rounds,
         'quick': settings.quick,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -29,11 +28,13 @@ class Cost(NamedTuple):
 
 
 class Group:
-    """Gloo ranks on the CPU with one thread each, which train when asked and sleep while another group has its turn.
+    """Ranks that train when asked, and sleep while another group has its turn.
+
+    On the CPU they use gloo and have one thread each; on CUDA they use NCCL and have one GPU each.
 
     Args:
         ranks: How many.
-        settings: Sizes.
+        settings: Sizes and device.
         meeting: A path where they find each other; must not exist.
         keep_freed: Whether they keep memory that they free.
     """
@@ -84,10 +85,16 @@ def _work(rank: int, ranks: int, settings: Settings, meeting: Path, keep_freed: 
     if keep_freed:
         keep_freed_memory()
     get_root_logger(log_level=logging.WARNING)
-    dist.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=ranks)
-    opt = stage_options('pisr_fsrcnn_x2', 'student', replace(settings, device='cpu'))
+    on_gpu = settings.device == 'cuda'
+    if on_gpu:
+        torch.cuda.set_device(rank)
+        torch.backends.cudnn.benchmark = True  # as training
+    backend = 'cpu:gloo,cuda:nccl' if on_gpu else 'gloo'
+    dist.init_process_group(backend, init_method=f'file://{meeting}', rank=rank, world_size=ranks)
+    opt = stage_options('pisr_fsrcnn_x2', 'student', settings)
     opt['dist'] = ranks > 1
-    model, batch = build(opt), make_batch(opt)
+    model = build(opt)
+    batch = {name: value.to(model.device) for name, value in make_batch(opt).items()}
     current_iter = 0
     while steps := pipe.recv():
         dist.barrier()
@@ -95,6 +102,8 @@ def _work(rank: int, ranks: int, settings: Settings, meeting: Path, keep_freed: 
         for _ in range(steps):
             current_iter += 1
             iterate(model, batch, current_iter)
+        if on_gpu:
+            torch.cuda.synchronize()
         pipe.send([after - start for after, start in zip(_spent(), before)])
     dist.barrier()
     dist.destroy_process_group()

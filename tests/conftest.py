@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,19 @@ import pytest
 import torch
 import yaml
 
+from pisr_plugin.cli.report import NEEDED
 from pisr_plugin.utils.resize import imresize_uint8
 
 ROOT = Path(__file__).parents[1]
+# These import the packages of the extra `report`. The other tests run without them, as on a machine with a GPU.
+_OF_REPORTS = ('test_report.py', 'test_report_page.py', 'test_fuzz_results.py')
+collect_ignore = list(_OF_REPORTS) if any(importlib.util.find_spec(name) is None for name in NEEDED) else []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests with the mark ``gpu`` where there is none."""
+    if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
 
 
 def make_images(folder: Path, count: int, scale: int = 2, size: tuple[int, int] = (48, 60)) -> None:

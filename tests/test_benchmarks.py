@@ -22,6 +22,7 @@ COLUMNS = {
     'teacher': {'variant', 'ms', 'speedup', 'percent_of_peak', 'GFLOP', 'loss_error', 'gradient_error', 'weight_error'},
     'overhead': {'stage', 'ms', 'times_plain', 'GFLOP', 'flops_times_plain'},
     'host': {'loop', 'us', 'times_bare', 'times_faster_than_plain', 'operators', 'scalars_read_back'},
+    'train': {'store', 'step', 'iterations_per_s', 'percent_waiting_for_data'},
     'data': {'reader', 'samples_per_s', 'times_BasicSR_LMDB', 'times_decoded_in_memory'},
     'allocator': {'freed_memory', 'ms', 'speedup', 'page_faults'},
     'inference': {'variant', 'ms', 'speedup', 'percent_of_peak', 'max_error'},

@@ -27,7 +27,6 @@ def test_equals_basicsr_and_its_own_other_form(make):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_gpu_gives_the_same_bits():
     img = torch.from_numpy(every_fifth_colour()).permute(2, 0, 1)[None]
     assert torch.equal(rgb_to_y(img.cuda()).cpu(), rgb_to_y(img))

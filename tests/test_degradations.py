@@ -192,7 +192,6 @@ def test_the_same_seed_gives_the_same_batches_whatever_the_number_of_workers():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_another_device_gives_the_same_batch_within_rounding():
     gt = torch.rand(2, 3, 64, 64)
     make = BlurNoiseDownsample(**NOISY)

@@ -13,7 +13,7 @@ from basicsr.archs import build_network
 from pisr_plugin.cli.picture import main as picture
 from pisr_plugin.cli.test import main as run_test
 from pisr_plugin.cli.train import main as train
-from pisr_plugin.evaluation.measure import measure
+from pisr_plugin.evaluation.measure import measure, measure_images
 from pisr_plugin.report.images import largest_gain
 from pisr_plugin.utils.resize import imresize
 
@@ -177,6 +177,13 @@ def test_the_record_says_in_which_precision_it_was_measured(workspace, monkeypat
     assert run_test(run) == 0 and run_test([*run, '--tf32']) == 0
     assert seen == [(False, False), (True, True)] and allowed() == before
     assert read_evaluation()['environment']['precision'] == 'fp32'  # on a CPU, whatever is allowed
+    monkeypatch.setattr(
+        'pisr_plugin.models.validation.measure_images',
+        lambda *a, **k: seen.append(allowed()) or measure_images(*a, **k),
+    )
+    assert train(['-opt', str(workspace.recipe('baseline'))]) == 0
+    assert seen[2:] == [(False, False)] * 2 and allowed() == before
+    assert ' threads in fp32' in next(Path('experiments/run').rglob('*.log')).read_text()
 
 
 def test_an_rgb_network_is_labelled_by_what_is_done(workspace, capsys):

@@ -211,7 +211,6 @@ def test_nan_reaches_neither_network_unseen(batch, on_nan):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):
     caplog.set_level(logging.WARNING, 'basicsr')
     step(gan(num_gpu=1, train={'cuda_graph': True}), batch)

@@ -5,6 +5,7 @@ import pickle
 import random
 import threading
 import zlib
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -12,12 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from pisr_plugin.cli.train import main as train
 from pisr_plugin.data.datasets.patch_dataset import PatchStoreDataset
 from pisr_plugin.data.datasets.patches import SampleDraws, lr_patch
 from pisr_plugin.data.loading.sampler import InfiniteSampler
 from pisr_plugin.data.loading.train_loader import build_train_loader
 from pisr_plugin.data.storage.png_lmdb import write_lmdb
 from pisr_plugin.data.storage.raw_lmdb import RawLmdb, write_raw_lmdb
+from pisr_plugin.inference.checkpoint import load_weights
+from pisr_plugin.models.pisr_model import PISRModel
 from pisr_plugin.utils.errors import DataError, OptionsError
 from pisr_plugin.utils.resize import imresize_uint8
 
@@ -287,8 +291,24 @@ def test_a_batch_is_drawn_once(root, monkeypatch):
     assert len(calls) == len(STORES)
 
 
+def test_a_step_that_gathers_its_batches_trains_the_same(root, workspace, monkeypatch):
+    """A recorded step does so with store device. Here steps run as usual, but are fed in the same way."""
+    keys = ('type', 'dataroot_gt', 'dataroot_lq', 'gt_size')
+    data = [f'datasets:train:{key}={options(root)[key]}' for key in keys]
+    found, fed = [], []
+    feed = PISRModel.feed_data
+    monkeypatch.setattr(PISRModel, 'feed_data', lambda model, data: fed.append(sorted(data)) or feed(model, data))
+    for gathers in (False, True):
+        monkeypatch.setattr(PISRModel, 'gathers', gathers)
+        recipe = workspace.recipe(name=f'gathers_{gathers}', val=None)
+        assert train(['-opt', str(recipe), '--force_yml', *data, 'datasets:train:store=device']) == 0
+        found.append(load_weights(next(Path('experiments', recipe.stem).rglob('net_g_latest.pth'))))
+    # two stages of four steps; the first batch of a student is looked at for links that weigh too little
+    assert fed == [['gt', 'lq']] * 9 + [*[['indices']] * 4, ['gt', 'lq'], *[['indices']] * 4]
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[1][key], found[0][key]) for key in found[0])
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('color', ['y', 'rgb'])
 @pytest.mark.parametrize('store', STORES)
 def test_gpu_is_fed_what_the_host_has(root, store, color):

@@ -78,10 +78,14 @@ def test_keeps_leading_dimensions_dtype_and_device():
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         small = imresize(x[0, 0].to(dtype), 3)
         assert (small.dtype, small.device) == (dtype, x.device)
-    if torch.cuda.is_available():
-        on_gpu = imresize(x.cuda(), 1 / 3)
-        assert on_gpu.is_cuda
-        assert torch.allclose(on_gpu.cpu(), imresize(x, 1 / 3), atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_the_same():
+    x = torch.rand(2, 3, 9, 7)
+    on_gpu = imresize(x.cuda(), 1 / 3)
+    assert on_gpu.is_cuda
+    assert torch.allclose(on_gpu.cpu(), imresize(x, 1 / 3), atol=1e-5)
 
 
 @pytest.mark.parametrize('scale', [2, 1 / 3])

@@ -167,7 +167,6 @@ def test_cudnn_does_not_tune_itself_for_random_sizes(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_on_a_gpu_it_is_as_reproducible_and_leaves_the_cpu_usable():
     batch = make_batch()
     on_gpu = {key: value.cuda() for key, value in batch.items()}

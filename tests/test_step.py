@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.models.optim import OptimizerStep
 from pisr_plugin.models.optimizers import runs_fused
+from pisr_plugin.models.step import Compiled, StepOptions
 from pisr_plugin.utils.errors import OptionsError
 from tests.test_model import BODY, options, step
 
@@ -126,11 +127,46 @@ def test_losses_and_gradients_agree(batch, train, tolerance):
 def test_only_a_compiled_step_is_compiled(batch):
     for compiles in (False, True):
         step = build_model(options(train={'compile': compiles})).training_step
-        assert (step._compute is step.training_losses) != compiles
+        assert (step._losses is step.training_losses) != compiles
+        assert (step._features is step.teacher_features) != compiles
 
 
-def test_a_compiled_step_agrees(batch):
+def test_a_compiled_step_agrees(batch, caplog):
+    caplog.set_level(logging.WARNING, 'basicsr')
     compare(batch, 1e-5, compile=True)
+    assert not caplog.records
+
+
+def test_a_compiled_teacher_computes_nothing_behind_the_last_tap(batch):
+    model = build()
+    step(model, batch)
+    graphs = []
+
+    def note(graph, _):
+        graph.graph.eliminate_dead_code()
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    features = torch.compile(model.training_step.teacher_features, backend=note, fullgraph=True)(model.batch)
+    expected = model.training_step.teacher_features(model.batch)
+    assert features.keys() == expected.keys()
+    assert all(torch.equal(features[tap], value) for tap, value in expected.items())
+    layers = graphs[0]
+    assert len(graphs) == 1 and 'conv2d' in layers and 'conv_transpose2d' not in layers
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch):
+    def refuse(_):
+        def run(*_):
+            raise torch._dynamo.exc.TorchDynamoException('no compiler')
+
+        return run
+
+    monkeypatch.setattr(torch, 'compile', refuse)
+    told = []
+    double = Compiled(lambda value: 2 * value, told.append)
+    assert double(2) == 4 and double(3) == 6
+    assert told == ['train.compile: this network cannot be compiled here, so it runs as it is: no compiler']
 
 
 def test_fp16_scales_the_loss_and_undoes_it(batch):
@@ -199,8 +235,37 @@ def test_a_cuda_graph_falls_back_with_one_line(batch, caplog):
     step(model, batch)
 
 
+def test_a_gpu_records_steps_by_default_unless_they_run_code_of_others(batch, caplog):
+    caplog.set_level(logging.WARNING, 'basicsr')
+
+    class Theirs(torch.nn.Identity):
+        pass
+
+    Theirs.__module__ = 'their_package.archs'
+    model = build()
+    assert model.step is model.training_step and not caplog.records  # a CPU, where it was not asked for
+    model.device = torch.device('cuda')
+    assert model._no_graph() is None
+    model.linked.add_module('theirs', Theirs())
+    assert 'their_package' in model._no_graph()
+    model.step_options = StepOptions(cuda_graph=True)
+    assert model._no_graph() is None
+    model.step_options = StepOptions(cuda_graph=False)
+    assert model._no_graph() == 'is off'
+
+
+def test_ranks_record_steps_only_when_asked_and_over_nccl(batch, monkeypatch):
+    model = build()
+    model.device, model.opt['dist'] = torch.device('cuda'), True
+    backends = iter(['cpu:gloo,cuda:gloo', 'cpu:gloo,cuda:nccl'])
+    monkeypatch.setattr(torch.distributed.distributed_c10d, 'get_backend_config', lambda: next(backends))
+    assert model._no_graph() == 'is for one process by default'
+    model.step_options = StepOptions(cuda_graph=True)
+    assert 'NCCL' in model._no_graph()
+    assert model._no_graph() is None
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_a_captured_step_makes_the_same_weights(batch):
     def run(**train):
         torch.manual_seed(0)
@@ -210,14 +275,13 @@ def test_a_captured_step_makes_the_same_weights(batch):
             step(model, batch, it)
         return model
 
-    plain, captured = run(), run(cuda_graph=True)
+    plain, captured = run(cuda_graph=False), run()
     assert captured.step.graph is not None
     for a, b in zip(plain.linked.parameters(), captured.linked.parameters()):
         torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_a_step_that_cannot_be_recorded_runs_on(batch):
     """RMSprop with loss scaling reads back whether to step, which no recording allows; dropout draws on the GPU."""
     train = {'cuda_graph': True, 'amp': 'fp16', 'grad_clip': 1.0, 'optim_g': {'type': 'RMSprop', 'lr': 1e-4}}
@@ -248,7 +312,6 @@ def test_an_optimizer_is_fused_only_where_that_runs():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 @pytest.mark.parametrize('optimizer', ['Adagrad', 'Adam', 'AdamW', 'SGD', 'RMSprop'])
 def test_optimizers_step_on_a_gpu(batch, optimizer):
     step(build_model(options(num_gpu=1, train={'optim_g': {'type': optimizer, 'lr': 1e-3}})), batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from basicsr.models.base_model import BaseModel
@@ -83,7 +83,7 @@ def gradient_stats(
     }
 
 
-def weak_links(model: BaseModel, batch: Mapping[str, object], current_iter: int) -> dict[str, float]:
+def weak_links(model: BaseModel, batch: Mapping[str, Any], current_iter: int) -> dict[str, float]:
     """Returns for each link with less than :data:`WEAK` of the gradient its share, measured on a few images.
 
     A link that does not count in this iteration is left out. Changes neither the model nor the random state.
@@ -97,6 +97,8 @@ def weak_links(model: BaseModel, batch: Mapping[str, object], current_iter: int)
     if not links:
         return {}
     assert isinstance(model, PISRModel)  # no other model has links
+    if model.training_step.gather:  # the batch holds no images yet
+        batch = model.training_step.gather(batch['indices'])
     images = {key: value[:_IMAGES] for key, value in batch.items() if isinstance(value, Tensor)}
     shares = _shares(gradient_stats(model, [images], current_iter))
     found = {link.name: shares[f'l_distill_{link.name}'] for link in links}

@@ -35,7 +35,7 @@ from pisr_plugin.engine.train_logger import TrainLogger
 from pisr_plugin.engine.training_states import ResumePoint, TrainingStates, archive
 from pisr_plugin.inference.card import write_card
 from pisr_plugin.utils import random_state
-from pisr_plugin.utils.devices import device_name
+from pisr_plugin.utils.devices import device_name, fp32_precision
 from pisr_plugin.utils.errors import PISRError
 from pisr_plugin.utils.files import locked, sync_folder, write_whole
 from pisr_plugin.utils.logging import file_only, notice, open_log
@@ -109,7 +109,7 @@ def _run_stage(stage: Stage, stop: GracefulStop, auto_resume: bool, header: str,
         opt['rank'] == 0,
     )
     try:
-        with stop.deferred() as stopping, _build_loader(opt, model.device, start_iter) as loader:
+        with stop.deferred() as stopping, _build_loader(opt, model, start_iter) as loader:
             model.stop_asked = lambda: stop.asked
             results = _Training(model, opt, loader, states, train_logger, stopping).run()
     finally:
@@ -150,7 +150,8 @@ def _summary(stage: Stage, opt: dict, model, start_iter: int) -> list[str]:
         *(f'  {key}: {value}' for key, value in opt['path'].items() if key.startswith('pretrain_network_')),
         f'  losses: {losses}; {optimizer.get("type")}, learning rate {optimizer.get("lr")}',
         f'  validation: {", ".join(v["name"] for v in opt["datasets"].values() if v["phase"] == "val") or "none"}',
-        f'  iterations: {start_iter} of {train_opt["total_iter"]} done; on {device_name(bool(opt["num_gpu"]))}',
+        f'  iterations: {start_iter} of {train_opt["total_iter"]} done; on '
+        f'{device_name(bool(opt["num_gpu"]))} in {train_opt.get("amp") or fp32_precision(bool(opt["num_gpu"]))}',
         f'  results and all options: {stage.folder}',
     ]
     if start_iter:
@@ -199,7 +200,7 @@ def _prepare_folder(stage: Stage, states: TrainingStates, auto_resume: bool, hea
     return found
 
 
-def _build_loader(opt: dict, device: torch.device, start_iter: int) -> TrainLoader:
+def _build_loader(opt: dict, model, start_iter: int) -> TrainLoader:
     data_opt = opt['datasets']['train']
     dataset = build_dataset(data_opt)
     get_root_logger().info(
@@ -210,14 +211,18 @@ def _build_loader(opt: dict, device: torch.device, start_iter: int) -> TrainLoad
         f'\tSamples per iteration: {data_opt["batch_size_per_gpu"] * opt["world_size"]}\n'
         f'\tTotal iters: {opt["train"]["total_iter"]}'
     )
+    indices_only = getattr(dataset, 'on_device', False) and getattr(model, 'gathers', False)
+    if indices_only:
+        model.gather_with(dataset.gather)
     return build_train_loader(
         dataset,
         data_opt,
         seed=opt['manual_seed'],
         rank=opt['rank'],
         world_size=opt['world_size'],
-        device=device,
+        device=model.device,
         start_iter=start_iter,
+        indices_only=indices_only,
     )
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from pisr_plugin.models.step import TrainingStep
 from pisr_plugin.utils.errors import first_line
 
 WARM_UP = 3  # steps on a side stream before recording, in which cuDNN chooses algorithms and buffers are allocated
+WARM_UP_OF_RANKS = 12  # DistributedDataParallel measures its first 10 steps, which cannot be recorded
+
+
+@functools.cache
+def side_stream() -> torch.cuda.Stream:
+    """Returns the stream of the current GPU on which steps warm up and are recorded, and on which DDP must be built."""
+    return torch.cuda.Stream()
 
 
 class CUDAGraphStep:
@@ -27,8 +36,10 @@ class CUDAGraphStep:
     def __init__(self, step: TrainingStep, warn: Callable[[str], None] = print) -> None:
         self.step, self.warn = step, warn
         self.device = step.optimizer_step.parameters[0].device
-        self.side = torch.cuda.Stream(self.device)
+        self.side = side_stream()
         self.rates = [torch.zeros((), device=self.device) for _ in step.optimizer_step.optimizer.param_groups]
+        ranks = isinstance(step.training_losses.linked, DistributedDataParallel)
+        self.warm_up = WARM_UP_OF_RANKS if ranks else WARM_UP
         self.usable = True
         self.graph: torch.cuda.CUDAGraph | None = None
         self._begin(None)
@@ -41,7 +52,7 @@ class CUDAGraphStep:
         if kind != self.kind:
             self._begin(kind)
         if self.graph is None:
-            if self.warmed < WARM_UP:
+            if self.warmed < self.warm_up:
                 return self._warm_up(batch, active)
             self.graph = self._record(batch, active)
             if self.graph is None:
@@ -79,7 +90,8 @@ class CUDAGraphStep:
         try:
             for group, rate in zip(groups, self.rates):
                 group['lr'] = rate  # a tensor, so that every replay reads the current value
-            with torch.cuda.graph(graph, capture_error_mode='thread_local'):  # the loader's thread may pin memory
+            # thread_local, because the loader's thread may pin memory
+            with torch.cuda.graph(graph, stream=self.side, capture_error_mode='thread_local'):
                 self.losses = self.step(self.inputs, active)
         except RuntimeError as error:
             self.usable = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pisr_plugin.inference import checkpoint
 from pisr_plugin.inference.descriptor import ModelDescriptor, build
 from pisr_plugin.losses.vgg_weights import vgg_weights_told
 from pisr_plugin.models import dry_run, training_state
-from pisr_plugin.models.cuda_graph import CUDAGraphStep
+from pisr_plugin.models.cuda_graph import CUDAGraphStep, side_stream
 from pisr_plugin.models.ema import WeightAverage
 from pisr_plugin.models.fast_prelu import use_fast_prelu
 from pisr_plugin.models.gan import GANStep
@@ -36,6 +37,8 @@ from pisr_plugin.models.optimizers import build_optimizer
 from pisr_plugin.models.step import DTYPES, StepOptions, TeacherFeatures, TrainingLosses, TrainingStep
 from pisr_plugin.models.validation import validate
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
+
+_RECORDABLE = {'pisr_plugin', 'basicsr', 'torch', 'torchvision'}  # packages whose modules decide nothing in Python
 
 
 @MODEL_REGISTRY.register()
@@ -219,12 +222,13 @@ class PISRModel(SRModel):
             warn,
         )
         self.step: TrainingStep | CUDAGraphStep = self.training_step
-        if options.cuda_graph:
-            reason = self._no_graph()
-            if reason:
-                warn(f'train.cuda_graph: {reason}; steps are launched one by one.')
-            else:
-                self.step = CUDAGraphStep(self.training_step, warn)
+        reason = self._no_graph()
+        if reason is None and not self.optimizer_g.defaults.get('capturable'):
+            reason = f'train.optim_g.type {type(self.optimizer_g).__name__} cannot be recorded'
+        if reason is None:
+            self.step = CUDAGraphStep(self.training_step, warn)
+        elif options.cuda_graph:
+            warn(f'train.cuda_graph: {reason}; steps are launched one by one.')
 
     def _teacher_features(self, batch: dict[str, Tensor]) -> TeacherFeatures:
         """Builds what computes the teacher's features, and checks on one patch that the teacher runs."""
@@ -237,15 +241,24 @@ class PISRModel(SRModel):
         return features
 
     def _no_graph(self) -> str | None:
-        """Returns why a step cannot be recorded as a CUDA graph, or None."""
+        """Returns why a step is not recorded as a CUDA graph, whatever its optimizer, or None."""
+        if self.step_options.cuda_graph is False:
+            return 'is off'
         if self.device.type != 'cuda':
             return 'needs a CUDA device'
-        if self.opt['dist']:
-            return 'is for one process'
-        if self.gan_step:
+        if self.opt['dist'] and not self.step_options.cuda_graph:
+            return 'is for one process by default'
+        if self.opt['dist'] and 'nccl' not in torch.distributed.distributed_c10d.get_backend_config():
+            return 'needs NCCL to record what ranks exchange'
+        if self.opt.get('network_d'):
             return 'does not record the step of a discriminator'
-        if not self.optimizer_g.defaults.get('capturable'):
-            return f'train.optim_g.type {type(self.optimizer_g).__name__} cannot be recorded'
+        if self.step_options.cuda_graph is None:
+            # Code of others may choose by iteration or at random in Python. A record would repeat one choice for ever.
+            losses = self.cri_pix, self.cri_imitation, self.cri_perceptual, *(link.loss for link in self.links)
+            modules = [module for part in (self.linked, self.teacher, *losses) if part for module in part.modules()]
+            foreign = {type(module).__module__.partition('.')[0] for module in modules} - _RECORDABLE
+            if foreign:
+                return f'is left out by default for code of {", ".join(sorted(foreign))}'
         return None
 
     def _criterion(self, key: str) -> nn.Module | None:
@@ -257,13 +270,20 @@ class PISRModel(SRModel):
         net = net.to(self.device)
         if not self.opt['dist']:
             return net
-        device_ids = [torch.cuda.current_device()] if self.device.type == 'cuda' else None
-        return DistributedDataParallel(
-            net,
-            device_ids=device_ids,
-            find_unused_parameters=self.opt.get('find_unused_parameters', False),
-            gradient_as_bucket_view=True,  # gradients are not copied before they are exchanged
-        )
+        on_gpu, recorded = self.device.type == 'cuda', self._no_graph() is None
+        if recorded:
+            torch.cuda.synchronize()
+        # A CUDA graph cannot record what is bound to the default stream.
+        with torch.cuda.stream(side_stream()) if recorded else nullcontext():
+            wrapped = DistributedDataParallel(
+                net,
+                device_ids=[torch.cuda.current_device()] if on_gpu else None,
+                find_unused_parameters=self.opt.get('find_unused_parameters', False),
+                gradient_as_bucket_view=True,  # gradients are not copied before they are exchanged
+            )
+        if recorded:
+            torch.cuda.synchronize()
+        return wrapped
 
     def setup_optimizers(self) -> None:
         self.optimizer_g = self._optimizer('optim_g', self.linked)
@@ -281,8 +301,7 @@ class PISRModel(SRModel):
         self, optim_type: str, params: list, lr: float, option_path: str = 'train.optim_g', **kwargs
     ) -> torch.optim.Optimizer:
         """Builds an optimizer by name (the released BasicSR knows Adam alone)."""
-        recorded = self.step_options.cuda_graph and self.device.type == 'cuda'
-        return build_optimizer(optim_type, params, option_path, recorded, lr=lr, **kwargs)
+        return build_optimizer(optim_type, params, option_path, self._no_graph() is None, lr=lr, **kwargs)
 
     def _sample_batch(self) -> dict[str, Tensor]:
         """Returns one noise image pair shaped like a training patch, without touching the random state."""
@@ -292,6 +311,21 @@ class PISRModel(SRModel):
 
     def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
         return [batch[name] for name in required_inputs(net)]
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the step itself can gather the pixels of its batch: it is recorded, and nothing comes before it."""
+        return isinstance(self.step, CUDAGraphStep) and not self.degradation
+
+    def gather_with(self, gather: Callable[[Tensor], dict[str, Tensor]]) -> None:
+        """Lets the step make its batches, so that only their indices are copied in every iteration.
+
+        Args:
+            gather: From indices on the device to ``lq`` and ``gt``. :meth:`feed_data` then takes ``indices``.
+        """
+        self.training_step.gather = lambda indices: {
+            name: self._to_device(images) for name, images in gather(indices).items()
+        }
 
     def feed_data(self, data: dict) -> None:
         self.batch = {key: self._to_device(value) for key, value in data.items() if isinstance(value, Tensor)}
@@ -309,7 +343,7 @@ class PISRModel(SRModel):
             made = self.degradation(self.batch, current_iter)
             self.batch = {key: self._to_device(value) for key, value in made.items()}
             self.lq, self.gt = self.batch['lq'], self.batch['gt']
-        elif 'lq' not in self.batch:
+        elif 'lq' not in self.batch and not self.training_step.gather:
             raise OptionsError(
                 f'datasets.train: {self.opt["datasets"]["train"].get("type")} gives no lq (found '
                 f'{", ".join(self.batch)}). Expected train.degradation, which computes it.'

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,10 @@ class StepOptions:
             scaling). Weights, losses and the update stay in float32.
         amp_teacher: Precision of the frozen teacher's weights and features, ``bf16`` or ``fp16``; faster than autocast.
         channels_last: Memory layout of images, features and weights. None: channels_last on a CPU and with ``amp``.
-        compile: Whether ``torch.compile`` is used for the forward pass and the losses, without the discriminator's.
+        compile: Whether ``torch.compile`` is used for the teacher, the forward pass and the losses, without the
+            discriminator's.
         cuda_graph: Whether the whole step, update and schedule included, is recorded once and replayed as one launch.
+            None: on a GPU, where the step can be recorded and runs no code of other packages.
         grad_clip: Largest L2 norm of all gradients together, above 0; the discriminator's are clipped by themselves.
             None: no clipping.
         accumulate: Number of parts in which a batch is computed, to save memory; must divide the batch size.
@@ -47,7 +49,7 @@ class StepOptions:
     amp_teacher: Literal['bf16', 'fp16'] | None = None
     channels_last: bool | None = None
     compile: bool = False
-    cuda_graph: bool = False
+    cuda_graph: bool | None = None
     grad_clip: float | None = None
     accumulate: int = 1
     on_nan: Literal['stop', 'skip'] = 'stop'
@@ -176,9 +178,42 @@ class TeacherFeatures:
         """Returns ``{tap: feature}``."""
         images = [batch[name].to(self.dtype) if self.dtype else batch[name] for name in self.inputs]
         if self.autocast is None or self.dtype:
-            return self.reader.read(*images)
+            return self._read(images)
         with torch.autocast(images[0].device.type, self.autocast):
+            return self._read(images)
+
+    def _read(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        if not torch.compiler.is_compiling():
             return self.reader.read(*images)
+        with self.reader.reading() as features:  # the compiler itself leaves out what no tap needs
+            self.teacher(*images)
+        return dict(features)
+
+
+class Compiled:
+    """Calls a function compiled by ``torch.compile``, or as it is once the first call has shown that this fails.
+
+    Args:
+        function: Function or module.
+        warn: Called with one line when it cannot be compiled.
+    """
+
+    def __init__(self, function: Callable, warn: Callable[[str], None]) -> None:
+        self.function, self.warn = function, warn
+        self._run: Callable = torch.compile(function)
+        self._proven = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._proven:
+            return self._run(*arguments)
+        try:
+            found = self._run(*arguments)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            self.warn(f'train.compile: this network cannot be compiled here, so it runs as it is: {first_line(error)}')
+            self._run = self.function
+            found = self._run(*arguments)
+        self._proven = True
+        return found
 
 
 class TrainingStep:
@@ -193,7 +228,12 @@ class TrainingStep:
         gan_step: The discriminator's part, or None.
         after: Called after each update, e.g. to average the weights; or None.
         warn: Called with one line when a requested speed-up is not possible.
+
+    Attributes:
+        gather: From ``indices`` to ``lq`` and ``gt``, where batches hold only indices; else None.
     """
+
+    gather: Callable[[Tensor], Batch] | None = None
 
     def __init__(
         self,
@@ -207,21 +247,26 @@ class TrainingStep:
     ) -> None:
         self.training_losses, self.teacher_features = training_losses, teacher_features
         self.optimizer_step, self.options, self.gan_step = optimizer_step, options, gan_step
-        self.after, self.warn = after, warn
-        self._compute = torch.compile(training_losses) if options.compile else training_losses
-        self._proven = not options.compile  # whether it is known to work
+        self.after = after
+        self._losses: Callable = training_losses
+        self._features: Callable | None = teacher_features
+        if options.compile:
+            self._losses = Compiled(training_losses, warn)
+            self._features = Compiled(teacher_features, warn) if teacher_features else None
 
     def __call__(self, batch: Batch, active: Sequence[bool], updates_generator: bool = True) -> dict[str, Tensor]:
         """Makes one step.
 
         Args:
-            batch: ``lq`` and ``gt`` on the device.
+            batch: ``lq`` and ``gt`` on the device, or ``indices`` for :attr:`gather`.
             active: Whether each link counts in this iteration.
             updates_generator: Whether the trained network is updated; if not, the discriminator alone is.
 
         Returns:
             The losses by name, means over the batch, on the device.
         """
+        if self.gather:
+            batch = self.gather(batch['indices'])
         parts = [batch] if self.options.accumulate == 1 else _split_batch(batch, self.options.accumulate)
         if updates_generator:
             losses, sr = self._update_generator(parts, active)
@@ -256,8 +301,8 @@ class TrainingStep:
         self, batch: Batch, active: Sequence[bool], count: int
     ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """Adds the gradients of one of ``count`` parts; returns its losses, their sum and the reconstruction."""
-        features = self.teacher_features(batch) if self.teacher_features else {}
-        losses, sr = self._compute_losses(batch, features, active)
+        features = self._features(batch) if self._features else {}
+        losses, sr = self._losses(batch, features, active)
         if self.gan_step:
             assert sr is not None  # a GAN needs ``return_sr``
             losses['l_gan'] = self.gan_step.loss(sr)
@@ -265,20 +310,6 @@ class TrainingStep:
         total = functools.reduce(torch.add, losses.values())
         self.optimizer_step.backward(total if count == 1 else total / count)
         return {name: value.detach() for name, value in losses.items()}, total.detach(), sr
-
-    def _compute_losses(
-        self, batch: Batch, features: Mapping[str, Tensor], active: Sequence[bool]
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        if self._proven:
-            return self._compute(batch, features, active)
-        try:
-            found = self._compute(batch, features, active)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            self.warn(f'train.compile: this network cannot be compiled here, so it runs as it is: {first_line(error)}')
-            self._compute = self.training_losses
-            found = self._compute(batch, features, active)
-        self._proven = True
-        return found
 
 
 def _split_batch(batch: Batch, parts: int) -> list[Batch]:

@@ -13,6 +13,7 @@ from pisr_plugin.data.storage.image_files import write_png
 from pisr_plugin.evaluation.measure import measure_images
 from pisr_plugin.evaluation.protocol import protocol_of
 from pisr_plugin.inference.descriptor import ModelDescriptor
+from pisr_plugin.utils.devices import precision
 
 
 def validate(
@@ -22,7 +23,7 @@ def validate(
     image_file: Callable[[str], Path] | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Measures a network on one set by ``val.protocol``, each rank on its share of the images.
+    """Measures a network on one set by ``val.protocol``, in fp32, each rank on its share of the images.
 
     Args:
         model: The network; it is in its former mode again at the end.
@@ -43,17 +44,18 @@ def validate(
     training = net.training
     net.eval()
     try:
-        results = measure_images(model, dataset, protocol_of(opt), metrics, share=share)
-        for result in tqdm(results, unit='image', disable=not opt['val'].get('pbar')):
-            if image_file:
-                file = image_file(result.name)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_png(file, result.picture(opt['scale']))
-            sums[:-2] += torch.tensor(list(result.values.values()))
-            sums[-2] += 1
-            if stop_asked():
-                sums[-1] = 1
-                break
+        with precision(tf32=False):
+            results = measure_images(model, dataset, protocol_of(opt), metrics, share=share)
+            for result in tqdm(results, unit='image', disable=not opt['val'].get('pbar')):
+                if image_file:
+                    file = image_file(result.name)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_png(file, result.picture(opt['scale']))
+                sums[:-2] += torch.tensor(list(result.values.values()))
+                sums[-2] += 1
+                if stop_asked():
+                    sums[-1] = 1
+                    break
     finally:
         net.train(training)
     if opt['dist']:

@@ -29,6 +29,11 @@ def precision(tf32: bool) -> Iterator[None]:
         matmul.allow_tf32, conv.allow_tf32 = before
 
 
+def fp32_precision(on_gpu: bool) -> str:
+    """Returns in what a device computes fp32 convolutions now: ``fp32``, or ``TF32`` where a GPU may use it."""
+    return 'TF32' if on_gpu and torch.backends.cudnn.allow_tf32 else 'fp32'
+
+
 def device_name(on_gpu: bool) -> str:
     """Returns what reports call the device: the GPU's name, or the CPU with its number of threads."""
     return torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} threads'

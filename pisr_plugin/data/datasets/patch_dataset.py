@@ -113,8 +113,7 @@ class PatchStoreDataset(Dataset):
             DataError: an image cannot be read.
         """
         if self.on_device:
-            _, gt = self._in_memory()
-            return self.gather(to_device(self.gather_indices(draws), gt.pixels.device))
+            return self.gather(self.gather_indices(draws))
         return self._make_on_host(self._draw(draws))
 
     # On a device: the host computes indices, the device gathers the pixels
@@ -129,11 +128,11 @@ class PatchStoreDataset(Dataset):
             images.to(device)
 
     def gather_indices(self, draws: SampleDraws) -> Tensor:
-        """Finds the pixels of a batch for :meth:`gather`; returns a small tensor in host memory, (2, B, 3), int64."""
+        """Finds the pixels of a batch for :meth:`gather`; returns a small tensor on the device, (2, B, 3), int64."""
         patches, (lq, gt) = self._draw(draws), self._in_memory()
         small = gather_indices(patches, lq, self._lq_side)
         large = gather_indices(patches.upscaled(self._scale), gt, self._lq_side * self._scale)
-        return torch.from_numpy(np.stack([small, large]))
+        return to_device(torch.from_numpy(np.stack([small, large])), gt.pixels.device)
 
     def gather(self, indices: Tensor) -> dict[str, Tensor]:
         """Makes a batch from indices on the device, without the host, so that a CUDA graph can capture it."""

@@ -69,6 +69,7 @@ def build_train_loader(
     device: torch.device = torch.device('cpu'),  # noqa: B008  (immutable)
     start_iter: int = 0,
     start_method: str | None = None,
+    indices_only: bool = False,
 ) -> TrainLoader:
     """Builds the train loader of a dataset.
 
@@ -90,6 +91,7 @@ def build_train_loader(
         device: Device of the batches' tensors.
         start_iter: Number of iterations done before; 0 for a new run.
         start_method: Multiprocessing start method of the workers, such as ``'spawn'``; by default Python's.
+        indices_only: Whether batches of a dataset on the device hold only ``indices``, for the dataset's ``gather``.
 
     Raises:
         DataError: the dataset is empty, or does not fit into the device's memory.
@@ -110,7 +112,10 @@ def build_train_loader(
         )
     elif getattr(dataset, 'on_device', False):
         dataset.to(device)
-        batches = DeviceLoader(lambda number: dataset.batch(sampler(number)), start_iter)
+        if indices_only:
+            batches = DeviceLoader(lambda number: {'indices': dataset.gather_indices(sampler(number))}, start_iter)
+        else:
+            batches = DeviceLoader(lambda number: dataset.batch(sampler(number)), start_iter)
     else:
         batches = Prefetcher(lambda number: dataset.batch(sampler(number)), start_iter, device)
     return TrainLoader(batches, sampler)
