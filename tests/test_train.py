@@ -12,6 +12,7 @@ import yaml
 from basicsr.archs import build_network
 
 from pisr_plugin.cli.train import main as train
+from pisr_plugin.cli.upscale import main as upscale
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.utils.errors import OptionsError
 from tests.conftest import ROOT
@@ -343,7 +344,12 @@ def test_the_terminal_shows_a_summary_the_log_everything(workspace, capfd, verbo
         assert line in terminal and line in log.read_text()
     assert verbose or terminal[: terminal.index('Start training')].count('\n') <= 20
     assert str((STUDENT / 'models/net_g_latest.pth').absolute()) in out and 'test psnr' in out
-    assert out.splitlines()[-1] == f'Next: pisr-test -opt {workspace.path / "run.yml"}'
+    assert out.splitlines()[-2:] == [
+        f'Next: pisr-test -opt {workspace.path / "run.yml"}',
+        '      pisr-upscale PHOTO --model experiments/run/student',
+    ]
+    photo = str(workspace.path / 'datasets/test/LR_bicubic/X2/0.png')
+    assert upscale([photo, '--model', 'experiments/run/student', '-o', 'larger']) == 0
 
 
 @pytest.mark.parametrize('pipeline', ['train', 'test'])

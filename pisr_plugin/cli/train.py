@@ -105,4 +105,7 @@ def _describe_results(stages: list[Stage], args: argparse.Namespace) -> list[str
         figures = [f'{name} {key} {value:.4g}' for name, values in metrics.items() for key, value in values.items()]
         lines.append(f'Trained {stage.checkpoint}{": " if figures else ""}{", ".join(figures)}')
     changes = f' --force_yml {" ".join(args.force_yml)}' if args.force_yml else ''
-    return [*lines, f'Next: pisr-test -opt {args.opt}{changes}']
+    lines.append(f'Next: pisr-test -opt {args.opt}{changes}')
+    if stages[-1].network == 'network_g':
+        lines.append(f'      pisr-upscale PHOTO --model {os.path.relpath(stages[-1].folder)}')
+    return lines
