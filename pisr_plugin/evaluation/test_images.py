@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from basicsr.data import build_dataset
-from PIL import Image
 from torch import Tensor
 
-from pisr_plugin.data.storage.image_files import list_images, read_rgb
+from pisr_plugin.data.storage.image_files import list_images, read_rgb, read_rgb_or_gray
 from pisr_plugin.utils.errors import DataError
 
 
@@ -61,10 +60,7 @@ def read_images(options: Mapping[str, Any], start: int = 0, step: int = 1) -> It
             if not lq_path.is_file():
                 raise DataError(f'{lq_path}: the LR image of {path.name} is missing.')
             lq = read_rgb(lq_path)
-        rgb = read_rgb(path)
-        with Image.open(path) as image:
-            grey = image.mode in ('1', 'L')
-        yield Sample(path.stem, np.ascontiguousarray(rgb[..., 0]) if grey else rgb, lq)
+        yield Sample(path.stem, read_rgb_or_gray(path), lq)
 
 
 def image_names(options: Mapping[str, Any]) -> list[str]:

@@ -70,10 +70,19 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
         DataError: ``source`` is not an image, is truncated, has more than 8 bits per channel or too many pixels.
     """
     with opened_image(source) as image:
-        if image.mode not in _MODES:
-            raise ValueError(f'pixel mode {image.mode!r} found. Expected 8 bits per channel')
-        upright = ImageOps.exif_transpose(image) if image.format in _TURNED_BY_EXIF else image
-        return np.asarray(upright.convert('RGB'))
+        return np.asarray(_upright(image).convert('RGB'))
+
+
+def read_rgb_or_gray(source: Path | bytes) -> np.ndarray:
+    """Decodes a whole image as :func:`read_rgb` does, but a gray image has shape (H, W)."""
+    with opened_image(source) as image:
+        return np.asarray(_upright(image).convert('L' if image.mode in ('1', 'L') else 'RGB'))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.mode not in _MODES:
+        raise ValueError(f'pixel mode {image.mode!r} found. Expected 8 bits per channel')
+    return ImageOps.exif_transpose(image) if image.format in _TURNED_BY_EXIF else image
 
 
 def write_png(path: Path, img: np.ndarray) -> None:
