@@ -19,7 +19,11 @@ setup(
     license='Apache-2.0',
     py_modules=['pisr_command'],
     packages=find_packages(include=['pisr_plugin', 'pisr_plugin.*']),
-    package_data={'pisr_plugin': ['py.typed', 'zoo/*'], 'pisr_plugin.report': ['*.j2', 'static/*', 'sections/*']},
+    package_data={
+        'pisr_plugin': ['py.typed', 'zoo/*'],
+        'pisr_plugin.export': ['web/*'],
+        'pisr_plugin.report': ['*.j2', 'static/*', 'sections/*'],
+    },
     python_requires='>=3.10,<3.13',  # basicsr 1.4.2 does not build on 3.13
     install_requires=[
         'torch>=2.6',  # earlier ones run code from a checkpoint all the same (CVE-2025-32434)
@@ -60,6 +64,7 @@ setup(
         'docs': ['mkdocs-material'],
         'ifc': ['pyrtools'],
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
+        'openvino': ['onnx', 'onnxruntime', 'onnxscript', 'openvino'],
         'optimizers': ['pytorch_optimizer>=4.1'],
         'perceptual': ['piq'],
         'report': ['bokeh>=3.9', 'jinja2', 'matplotlib'],
@@ -71,6 +76,7 @@ setup(
             'pisr-test = pisr_command:main',
             'pisr-ablate = pisr_command:main',
             'pisr-upscale = pisr_command:main',
+            'pisr-export = pisr_command:main',
             'pisr-prepare-data = pisr_command:main',
             'pisr-complexity = pisr_command:main',
             'pisr-picture = pisr_command:main',

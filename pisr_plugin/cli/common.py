@@ -130,19 +130,22 @@ def import_plugins(names: list[str]) -> None:
     plugins.import_plugins(names, '--plugin')
 
 
-def require(what: str, packages: Iterable[str]) -> None:
+def require(what: str, packages: Iterable[str], extra: str = '') -> None:
     """Makes sure that packages of an extra of setup.py are there.
 
     Args:
         what: What needs them, for the message.
         packages: Their names.
+        extra: The extra that brings them, for the message; by default it names the packages.
 
     Raises:
         InstallError: Some are not installed.
     """
     missing = [package for package in packages if not find_spec(package)]
     if missing:
-        raise InstallError(f'{what} needs what is not installed: pip install {" ".join(missing)}')
+        names = ' '.join(missing)
+        found, install = (f' ({names})', f"'pisr-plugin[{extra}]'") if extra else ('', names)
+        raise InstallError(f'{what} needs what is not installed{found}: pip install {install}')
 
 
 def run(command: Callable[[], int | None]) -> int:
