@@ -13,6 +13,9 @@ from pisr_plugin.archs.network_info import split_output
 from pisr_plugin.inference.descriptor import ModelDescriptor
 from pisr_plugin.utils.errors import OptionsError, first_line
 
+# Sides in windows from which on a graph shall hold; the second where a network computes small images in another way
+SMALLEST = (1, 32)
+
 
 class _Exported(nn.Module):
     """A network that takes ``lq`` and returns the image alone, both in float32 whatever its weights are."""
@@ -40,11 +43,13 @@ def trace(model: ModelDescriptor, half: bool = False) -> ExportedProgram:
     net = copy.deepcopy(model.net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     height, width = (model.window * (-(-side // model.window)) for side in (40, 48))
     lq = torch.rand(1, model.channels, height, width, generator=torch.Generator().manual_seed(0))
-    sides = {axis: model.window * Dim(name, min=1) for axis, name in ((2, 'height'), (3, 'width'))}
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of torch about itself
-            exported = _Exported(net, torch.float16 if half else torch.float32)
-            return torch.export.export(exported.eval(), (lq,), dynamic_shapes={'lq': sides}, strict=False)
-    except Exception as error:  # a network can fail in any way while it is traced
-        raise OptionsError(f'{model.name}: torch.export cannot trace this network: {first_line(error)}') from None
+    exported = _Exported(net, torch.float16 if half else torch.float32).eval()
+    for smallest in SMALLEST:
+        sides = {axis: model.window * Dim(name, min=smallest) for axis, name in ((2, 'height'), (3, 'width'))}
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of torch about itself
+                return torch.export.export(exported, (lq,), dynamic_shapes={'lq': sides}, strict=False)
+        except Exception as error:  # a network can fail in any way while it is traced
+            problem = first_line(error)
+    raise OptionsError(f'{model.name}: torch.export cannot trace this network: {problem}')

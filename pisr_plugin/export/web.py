@@ -56,7 +56,6 @@ def describe(model: ModelDescriptor, card: Card, name: str, file: str) -> dict[s
         pad = None
     return {
         'name': name,
-        'title': f'{name}, {card.network["type"]} x{card.scale}',
         'file': file,
         'scale': card.scale,
         'color': card.color,

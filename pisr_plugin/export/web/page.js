@@ -151,7 +151,7 @@ function place(side, key, label, canvas, image, scale) {
   box.replaceChildren(sides[1 - side].box.firstChild === canvas ? copy(canvas) : canvas);
   box.setAttribute('aria-label', `${photo.name}, ${label}`);
   tag.textContent = label;
-  stage.style.setProperty('--ratio', canvas.width / canvas.height);
+  $('compare').style.setProperty('--ratio', canvas.width / canvas.height);
   $('compare').hidden = false;
   view.apply();
 }
@@ -227,25 +227,27 @@ function quality(canvas, scale) {
 }
 
 function figures() {
+  const measured = Boolean(groundTruth(1));
   const table = document.createElement('table');
   const head = table.createTHead().insertRow();
-  const titles = ['', 'Pixels', 'Time', 'Computed by', ...(groundTruth(1) ? ['PSNR on Y'] : [])];
-  for (const text of titles) {
-    head.append(Object.assign(document.createElement(text ? 'th' : 'td'), { textContent: text, scope: 'col' }));
+  for (const text of ['Picture', ...(measured ? ['PSNR on Y'] : []), 'Time']) {
+    head.append(Object.assign(document.createElement('th'), { textContent: text, scope: 'col' }));
   }
   const body = table.createTBody();
   for (const side of [0, 1]) {
     const { key, label, scale } = wanted(side);
     const { canvas, seconds, backend } = results.get(key);
     const row = body.insertRow();
-    row.append(Object.assign(document.createElement('th'), { textContent: label, scope: 'row' }));
-    const time = seconds === undefined ? '' : `${seconds.toFixed(2)} s`;
-    for (const text of [`${canvas.width} × ${canvas.height}`, time, backend ?? '', quality(canvas, scale)]) {
-      row.insertCell().textContent = text;
-      if (row.cells.length === titles.length) break;
-    }
+    row.append(Object.assign(document.createElement('th'), { scope: 'row' }));
+    cell(row.cells[0], label, `${canvas.width} × ${canvas.height} pixels`);
+    if (measured) cell(row.insertCell(), quality(canvas, scale));
+    cell(row.insertCell(), seconds === undefined ? '' : `${seconds.toFixed(2)} s`, backend);
   }
   $('figures').replaceChildren(table);
+}
+
+function cell(element, text, more = '') {
+  element.append(text, Object.assign(document.createElement('small'), { textContent: more }));
 }
 
 $('save').addEventListener('click', () => {
@@ -264,7 +266,7 @@ $('save').addEventListener('click', () => {
 
 for (const { select } of sides) {
   select.add(new Option('Bicubic', 'bicubic'));
-  for (const { name, title } of models) select.add(new Option(title, name));
+  for (const { name } of models) select.add(new Option(name, name));
   select.addEventListener('change', show);
 }
 sides[1].select.value = models[0].name;
