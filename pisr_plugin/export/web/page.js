@@ -10,7 +10,7 @@ const sides = [
   { select: $('right'), box: stage.querySelector('.under'), tag: stage.querySelector('.tag.right') },
 ];
 const models = await (await fetch('models.json')).json();
-const worker = new Worker('worker.js', { type: 'module' });
+let worker = start();
 const view = new View(stage, (zoom) => ($('zoom').value = `${Math.round(100 * zoom)} %`));
 
 let photo; // {name, image}
@@ -167,17 +167,25 @@ function copy(canvas) {
 // Resolves to whether the picture is finished.
 function compute(key, label, model, image, canvas) {
   return new Promise((resolve) => {
-    running = { task: ++task, key, label, canvas, resolve };
+    const whole = Boolean(model.file) && model.pad === null;
+    running = { task: ++task, key, label, canvas, whole, resolve };
     $('running').hidden = false;
     $('save').disabled = true;
-    if (model.file && model.pad === null) $('progress').removeAttribute('value');
+    if (whole) $('progress').removeAttribute('value');
     else $('progress').value = 0;
     status(`${label}: upscaling ${image.width} × ${image.height} pixels`);
     worker.postMessage({ task, model, image });
   });
 }
 
-worker.onmessage = ({ data }) => {
+function start() {
+  const made = new Worker('worker.js', { type: 'module' });
+  made.onmessage = receive;
+  made.onerror = (event) => status(`The worker of this page cannot start: ${event.message ?? 'see the console'}`);
+  return made;
+}
+
+function receive({ data }) {
   if (data.task !== running?.task) return;
   const { key, label, canvas } = running;
   if (data.part) {
@@ -191,8 +199,7 @@ worker.onmessage = ({ data }) => {
     status(`${label}: ready after ${data.seconds.toFixed(2)} s (${data.backend}).`);
     end(true);
   }
-};
-worker.onerror = (event) => status(`The worker of this page cannot start: ${event.message ?? 'see the console'}`);
+}
 
 function end(finished) {
   const { resolve } = running;
@@ -203,7 +210,12 @@ function end(finished) {
 
 function stop() {
   if (!running) return;
-  worker.postMessage({ task: ++task });
+  if (running.whole) { // it is in the middle of its one tile and hears nothing
+    worker.terminate();
+    worker = start();
+  } else {
+    worker.postMessage({ task: ++task });
+  }
   end(false);
 }
 
