@@ -143,7 +143,8 @@ def test_smaller_weights(tmp_path, photos):
     sizes = {}
     for flag in ('', '--fp16', '--int8-weights', '--int8'):
         words = [str(card.weights), '-o', str(tmp_path / 'out'), '--photos', str(photos)]
-        assert main([*words, *filter(None, [flag]), '--calibration', str(photos)]) == 0
+        more = ['--calibration', str(photos)] if flag == '--int8' else []
+        assert main([*words, *filter(None, [flag]), *more]) == 0
         path = tmp_path / 'out' / f'edsr{flag.replace("--", "_").replace("-", "_")}.onnx'
         model = onnx.load(path)
         sizes[flag] = path.stat().st_size
@@ -158,7 +159,9 @@ def test_smaller_weights(tmp_path, photos):
     [
         (['--tolerance', '0'], 'gives another image than PyTorch'),
         (['--max-loss', '-1'], 'loses too much quality'),
-        (['--int8'], 'Expected --calibration FOLDER'),
+        (['--int8'], '--int8 and --calibration belong together'),
+        (['--fp16', '--calibration', 'photos'], '--int8 and --calibration belong together'),
+        (['--ort', 'runtime'], 'belongs to --web'),
         (['--fp16', '--int8-weights', '--format', 'pt2'], 'not allowed with argument'),
         (['--int8-weights', '--format', 'pt2', 'onnx'], 'pt2 has no such precision'),
         (['--opset', '99'], 'in this version'),

@@ -63,8 +63,10 @@ def export(args: argparse.Namespace) -> int:
     for name in [*formats, *(['onnx'] if args.web else [])]:
         packages, extra = PACKAGES[name]
         common.require(f'--format {name}', packages, extra)
-    if args.precision == 'int8' and not args.calibration:
-        raise OptionsError('--int8: photos are missing by which it finds its ranges. Expected --calibration FOLDER.')
+    if (args.precision == 'int8') != bool(args.calibration):
+        raise OptionsError('--int8 and --calibration belong together: int8 finds its ranges by photos. Expected both.')
+    if args.ort and not args.web:
+        raise OptionsError(f'--ort {args.ort}: belongs to --web DIR.')
     common.import_plugins(args.plugin)
     cards = find_models(args)
     for name, card in cards.items():

@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -86,13 +86,8 @@ class Exporter:
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
-        """The graph in float32."""
-        return trace(self.model)
-
-    @cached_property
-    def half_program(self) -> torch.export.ExportedProgram:
-        """The graph in float16."""
-        return trace(self.model, half=True)
+        """The graph that is written, quantised later if at all."""
+        return trace(self.model, self.half)
 
     def export(
         self, names: Sequence[str], folder: Path, pairs: Sequence[Sample], limits: Limits | None = None, name: str = ''
@@ -122,13 +117,11 @@ class Exporter:
         if 'safetensors' in names:
             _check_card(folder / f'{name}.safetensors')
         assert self.model.net is not None
-        net = self.model.net
         with tempfile.TemporaryDirectory(prefix='.export_', dir=folder) as temporary:
             for one in names:
                 path = Path(temporary) / f'{name}{FORMATS[one].suffix}'
                 FORMATS[one].write(self, path)
-            run = optimized(net)  # after the graphs are traced: it changes the layout of the weights
-
+            run = optimized(self.model.net)  # after the graphs are traced: it changes the layout of the weights
             network = torch.no_grad()(lambda lq: split_output(run(lq))[0])
             for one in names:
                 path = Path(temporary) / f'{name}{FORMATS[one].suffix}'
@@ -161,12 +154,11 @@ def _check(name: str, found: Comparison, limits: Limits) -> None:
 
 
 def _write_onnx(source: Exporter, path: Path) -> None:
-    program = source.half_program if source.half else source.program
     if source.precision in ('fp32', 'fp16'):
-        onnx_file.write(program, source.card, source.model.window, path, source.opset)
+        onnx_file.write(source.program, source.card, source.model.window, path, source.opset)
         return
     plain = path.with_name(f'plain_{path.name}')
-    onnx_file.write(program, source.card, source.model.window, plain, source.opset)
+    onnx_file.write(source.program, source.card, source.model.window, plain, source.opset)
     if source.precision == 'int8':
         quantize.quantize_features(plain, path, source.calibration)
     else:
@@ -175,18 +167,15 @@ def _write_onnx(source: Exporter, path: Path) -> None:
 
 
 def _write_openvino(source: Exporter, path: Path) -> None:
-    plain = Exporter(source.model, source.card, source.precision, source.opset, source.calibration)
-    if source.half:
-        plain.precision = 'fp32'  # OpenVINO rounds the weights itself
     onnx = path.with_name(f'openvino_{path.stem}.onnx')
-    _write_onnx(plain, onnx)
+    # of float16 OpenVINO rounds the weights itself
+    _write_onnx(replace(source, precision='fp32') if source.half else source, onnx)
     openvino_ir.write(onnx, source.card, source.model.window, path, source.half)
     onnx.unlink()
 
 
 def _write_pt2(source: Exporter, path: Path) -> None:
-    program = source.half_program if source.half else source.program
-    torch_program.write(program, source.card, source.model.window, path)
+    torch_program.write(source.program, source.card, source.model.window, path)
 
 
 def _write_safetensors(source: Exporter, path: Path) -> None:
