@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pisr_plugin.archs.bicubic_arch import Bicubic
 from pisr_plugin.utils.resize import bicubic_upsample, imresize, imresize_uint8
 
 SCALES = [2, 3, 4, 1 / 2, 1 / 3, 1 / 4]
@@ -172,3 +173,12 @@ def test_enlarge_is_imresize(scale, size):
     half = x.detach().bfloat16()
     assert bicubic_upsample(half, scale).dtype == torch.bfloat16
     torch.testing.assert_close(bicubic_upsample(half, scale), imresize(half, scale), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_exported_upsampling_is_a_transposed_convolution_with_the_same_values(scale):
+    x, net = torch.rand(2, 3, 5, 7, dtype=torch.float64), Bicubic(upscale=scale)
+    program = torch.export.export(net, (x,))
+    called = [str(node.target) for node in program.graph.nodes]
+    assert sum('conv_transpose' in name for name in called) == 2 and not any('stack' in name for name in called)
+    torch.testing.assert_close(program.module()(x), imresize(x, scale), rtol=0, atol=1e-14)

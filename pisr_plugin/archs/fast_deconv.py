@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pisr_plugin.utils.devices import is_exporting
+
 # Measured on one AVX-512 core: a block pays until its pixels fill more than half of a vector of 16 floats, and from
 # about 16x16 input pixels on.
 ENOUGH_CHANNELS = 9
@@ -55,8 +57,7 @@ class BlockConvTranspose2d(nn.ConvTranspose2d):
 
 
 def _by_blocks(x: Tensor) -> bool:
-    exporting = getattr(torch.compiler, 'is_exporting', bool)()  # absent before torch 2.7
-    if exporting or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if is_exporting():
         return False
     return x.device.type == 'cpu' and x.dim() == 4 and x.shape[0] * x.shape[2] * x.shape[3] >= ENOUGH_PIXELS
 

@@ -18,6 +18,7 @@ from pisr_plugin.version import __version__
 
 if TYPE_CHECKING:
     from pisr_plugin.config.stages import Stage
+    from pisr_plugin.inference.card import Card
     from pisr_plugin.inference.descriptor import ModelDescriptor
 
 # Exit codes, beside 0 and argparse's 2.
@@ -138,6 +139,28 @@ def load_named_model(args: argparse.Namespace) -> ModelDescriptor:
         return load_model(args.model or default_model(args.scale), scale=args.scale, device=device)
 
 
+def find_card(name: str, scale: int | None = None) -> Card:
+    """Finds a model by name, file, run folder or recipe.
+
+    Args:
+        name: What ``--model`` or an argument names.
+        scale: Upscaling factor, for a file without a card.
+
+    Raises:
+        PISRError: there is no such model, or the recipe is not trained yet.
+    """
+    from pisr_plugin.config.plugins import read_recipe
+    from pisr_plugin.config.stages import unroll
+    from pisr_plugin.inference.find_model import find_model
+
+    if not _is_recipe(name):
+        return find_model(name, scale)
+    stage = unroll(read_recipe(name, []))[-1]
+    if not stage.checkpoint.is_file():
+        raise CheckpointError(f'{stage.checkpoint} does not exist. Train first: pisr-train -opt {name}')
+    return find_model(stage.checkpoint, scale or stage.options['scale'])
+
+
 def _is_recipe(name: str) -> bool:
     """Whether ``--model`` names a recipe; a file, a folder or a model of this name goes first."""
     from pisr_plugin.config.recipes import recipe_names
@@ -224,19 +247,22 @@ def import_plugins(names: list[str]) -> None:
     plugins.import_plugins(names, '--plugin')
 
 
-def require(what: str, packages: Iterable[str]) -> None:
+def require(what: str, packages: Iterable[str], extra: str = '') -> None:
     """Makes sure that packages of an extra of setup.py are there.
 
     Args:
         what: What needs them, for the message.
         packages: Their names.
+        extra: The extra that brings them, for the message; by default it names the packages.
 
     Raises:
         InstallError: Some are not installed.
     """
     missing = [package for package in packages if not find_spec(package)]
     if missing:
-        raise InstallError(f'{what} needs what is not installed: pip install {" ".join(missing)}')
+        names = ' '.join(missing)
+        found, install = (f' ({names})', f"'pisr-plugin[{extra}]'") if extra else ('', names)
+        raise InstallError(f'{what} needs what is not installed{found}: pip install {install}')
 
 
 def run(command: Callable[[], int | None]) -> int:

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs='+',
         default=[],
         metavar='MODEL',
-        help='names (`pisr-list models`), files of weights, run folders',
+        help='names (`pisr-list models`), files of weights, run folders, trained recipes',
     )
     parser.add_argument('--type', metavar='NETWORK', help='a registered network')
     parser.add_argument('--arg', nargs='+', default=[], metavar='NAME=VALUE', help='its arguments')
@@ -90,9 +90,7 @@ def _of_recipe(path: str, changes: list[str]) -> tuple[str, dict, int]:
 
 
 def _of_model(name: str) -> tuple[str, dict, int]:
-    from pisr_plugin.inference.find_model import find_model
-
-    card = find_model(name)
+    card = common.find_card(name)
     return card.name, card.network, card.scale
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pisr_plugin.utils.devices import is_exporting
+
 
 def use_fast_prelu(net: nn.Module) -> None:
     """Lets every :class:`torch.nn.PReLU` within ``net`` compute its gradient as :class:`FastPReLU`; in place."""
@@ -37,8 +39,7 @@ class FastPReLU(nn.PReLU):
 
 
 def _is_recorded() -> bool:
-    exporting = getattr(torch.compiler, 'is_exporting', bool)()  # absent before torch 2.7
-    return exporting or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return is_exporting() or torch.compiler.is_compiling()
 
 
 class _FastPReLU(torch.autograd.Function):

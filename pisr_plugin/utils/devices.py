@@ -34,6 +34,12 @@ def fp32_precision(on_gpu: bool) -> str:
     return 'TF32' if on_gpu and torch.backends.cudnn.allow_tf32 else 'fp32'
 
 
+def is_exporting() -> bool:
+    """Whether the network that runs is being exported or traced. Other runtimes have their own fast ways."""
+    exporting = getattr(torch.compiler, 'is_exporting', bool)()  # absent before torch 2.7
+    return exporting or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
 def device_name(on_gpu: bool) -> str:
     """Returns what reports call the device: the GPU's name, or the CPU with its number of threads."""
     return torch.cuda.get_device_name() if on_gpu else f'CPU, {torch.get_num_threads()} threads'

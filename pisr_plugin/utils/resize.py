@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pisr_plugin.utils.devices import is_exporting
+
 
 def crop_to_multiple(img: np.ndarray, multiple: int) -> np.ndarray:
     """Crops an image at the bottom and at the right so that its sides are multiples of a number.
@@ -122,15 +124,23 @@ def _resize_last(x: Tensor, up: int, down: int) -> Tensor:
 
 
 def _upscale_last(x: Tensor, scale: int) -> Tensor:
-    """Upscales the last dimension by a whole factor: each output pixel is a weighted sum of five pixels."""
+    """Upscales the last dimension of (..., C, H, W) by a whole factor.
+
+    Each output pixel is a weighted sum of five pixels. What is exported has a transposed convolution for it.
+    """
     width = x.shape[-1]
     first, last = x[..., :1], x[..., -1:]
     second, last_but_one = (x[..., 1:2], x[..., -2:-1]) if width > 1 else (first, last)
     padded = torch.cat((second, first, x, last, last_but_one), dim=-1)  # mirrored as far as the kernel reaches
+    centres = [(i + 0.5) / scale - 0.5 for i in range(scale)]  # relative to the input pixel's
+    if is_exporting():
+        kernel = [_cubic(offset - centre) for offset in range(2, -3, -1) for centre in centres]
+        channels = x.shape[-3]
+        taps = torch.tensor(kernel, dtype=x.dtype, device=x.device).expand(channels, 1, 1, -1)
+        return F.conv_transpose2d(padded, taps, stride=(1, scale), padding=(0, 4 * scale), groups=channels)
     neighbours = [padded[..., i : i + width] for i in range(5)]
     pixels: list[Tensor] = []
-    for i in range(scale):
-        centre = (i + 0.5) / scale - 0.5  # relative to the input pixel's
+    for centre in centres:
         weights = [_cubic(offset - centre) for offset in range(-2, 3)]
         # sum's type allows for no summands, whose sum is 0
         pixels.append(sum(weight * pixel for weight, pixel in zip(weights, neighbours) if weight))  # type: ignore[arg-type]
