@@ -19,11 +19,13 @@ from pisr_plugin.cli.train import main as train
 from pisr_plugin.data.prepare.demo import HELD_OUT, photo_folder
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.inference.card import Card, checksum, read_card, write_card
-from pisr_plugin.inference.find_model import SHIPPED
+from pisr_plugin.inference.find_model import SHIPPED, list_models
 from pisr_plugin.utils.errors import PISRError
 from pisr_plugin.utils.files import write_whole
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / 'docs' / 'models.md'
+BEGIN, END = '<!-- models -->', '<!-- end -->'
 PROTOCOLS = ('basicsr', 'pisr')
 LICENCE = {
     'weights': 'Apache-2.0',
@@ -108,7 +110,32 @@ def build_all(args: argparse.Namespace) -> int:
         if not args.names or entry.name in args.names:
             card = build(entry, held_out)
             print(f'{card.weights}: {card.measured}')
+    write_table()
     return 0
+
+
+def write_table() -> None:
+    """Puts the table of the shipped models into docs/models.md."""
+    text = PAGE.read_text(encoding='utf-8')
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    write_whole(PAGE, f'{text[:start]}\n{table()}{text[end:]}')
+
+
+def table() -> str:
+    """Returns the shipped models as a Markdown table, from their cards."""
+    sets = ('Set5', 'Set14', 'B100')
+    headings = ['name', 'network', 'parameters', *sets, 'iterations', 'CPU s of training']
+    lines = [f'| {" | ".join(headings)} |', '|---' * len(headings) + '|']
+    for path in list_models().values():
+        card = read_card(path)
+        if card.weights.parent != SHIPPED:
+            continue
+        figures = [card.measured['basicsr'][name] for name in sets]
+        cells = [f'`{card.name}`', f'{card.network["type"]}, {card.color}', f'{card.parameters:,}']
+        cells += [f'{one["psnr"]:.2f} / {one["ssim"]:.4f}' for one in figures]
+        cells += [f'{card.trained["iterations"]:,}', f'{card.trained["cpu_seconds"]:,.0f}']
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
 
 
 def _run(command, arguments: list[str]) -> None:

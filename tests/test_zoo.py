@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import zoo
 from pisr_plugin import load_model
 from pisr_plugin.data.prepare.demo import HELD_OUT, photo_folder
 from pisr_plugin.evaluation.measure import measure
@@ -42,3 +43,7 @@ def test_a_card_says_where_the_model_comes_from(name):
     assert {'Set5', 'Set14', 'B100'} <= set(card.measured['basicsr']) and card.measured['pisr']
     assert {'recipe', 'data', 'iterations', 'cpu_seconds', 'commit'} <= set(card.trained)
     assert {'weights', 'data'} <= set(card.licence)
+
+
+def test_the_page_of_models_has_the_figures_of_their_cards():
+    assert zoo.table() in zoo.PAGE.read_text()
