@@ -54,7 +54,7 @@ ENTRIES = (
     Entry('fsrcnn_x3', 'baseline_fsrcnn_x3'),
     Entry('fsrcnn_x4', 'baseline_fsrcnn_x4'),
     Entry('rfdn_s_x2', 'baseline_rfdn_s_x2', ('train:total_iter=15000',)),
-    Entry('rfdn_s_x4', 'baseline_rfdn_s_x4', ('train:total_iter=15000',)),
+    Entry('rfdn_s_x4', 'baseline_rfdn_s_x4', ('train:total_iter=6000',)),
 )
 
 

@@ -204,7 +204,7 @@ def test_only_the_newest_states_and_the_best_networks_are_kept(workspace):
     psnr = [record['psnr'] for record in records if 'psnr' in record]
     assert len(psnr) == 3 and psnr == sorted(psnr, reverse=True)  # the plugin's values were used
     assert saved() == [8, 10]
-    assert sorted(p.name for p in (RUN / 'models').iterdir()) == sorted(
+    assert sorted(p.name for p in (RUN / 'models').glob('*.pth')) == sorted(
         f'net_g_{when}.pth' for when in (4, 8, 10, 'latest')
     )
 

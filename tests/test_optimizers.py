@@ -163,9 +163,15 @@ def test_muon_moves_vectors_by_adam():
 
 def test_a_step_of_it_is_not_recorded_and_one_line_says_so(batch, caplog, monkeypatch):
     caplog.set_level(logging.WARNING, 'basicsr')
-    model = build()
+    model = build(cuda_graph=True)
+    small = model._sample_batch()
+    caplog.clear()
     monkeypatch.setattr(model, 'device', torch.device('cuda'))
-    assert model._no_graph() == 'train.optim_g.type SOAP cannot be recorded'
+    model._setup_step(small)
+    assert [record.message for record in caplog.records] == [
+        'train.cuda_graph: train.optim_g.type SOAP cannot be recorded; steps are launched one by one.'
+    ]
+    assert model.step is model.training_step
 
 
 STOCK = """

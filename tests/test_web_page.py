@@ -133,8 +133,8 @@ def pixels(page, side: str) -> np.ndarray:
 
 
 def expected(model, image: np.ndarray) -> np.ndarray:
-    rgb = torch.from_numpy(image.copy()).permute(2, 0, 1) / 255
-    sr = upscale_rgb(model.net, rgb, on_y=model.channels == 1, window=model.window)
+    rgb = torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255
+    sr = upscale_rgb(model.net, rgb, on_y=model.channels == 1, window=model.window)[0]
     return (sr * 255).round().byte().permute(1, 2, 0).numpy()
 
 

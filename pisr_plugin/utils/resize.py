@@ -133,7 +133,7 @@ def _upscale_last(x: Tensor, scale: int) -> Tensor:
     second, last_but_one = (x[..., 1:2], x[..., -2:-1]) if width > 1 else (first, last)
     padded = torch.cat((second, first, x, last, last_but_one), dim=-1)  # mirrored as far as the kernel reaches
     centres = [(i + 0.5) / scale - 0.5 for i in range(scale)]  # relative to the input pixel's
-    if is_exporting():
+    if is_exporting() and not torch.jit.is_tracing():  # operations are counted on a trace, as they run
         kernel = [_cubic(offset - centre) for offset in range(2, -3, -1) for centre in centres]
         channels = x.shape[-3]
         taps = torch.tensor(kernel, dtype=x.dtype, device=x.device).expand(channels, 1, 1, -1)
