@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,27 @@ def test_a_rank_that_loses_the_store_repeats_no_message(reason, expected):
     handler = signal.getsignal(signal.SIGTERM)
     try:
         assert str(watchdog.explain(RuntimeError('gloo: Connection reset by peer'))) == expected
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        watchdog.leave()
+
+
+def test_a_rank_that_loses_the_store_while_it_waits_repeats_no_message():
+    """Rank 0 has told what happened, and ends as soon as the others know it, with the store."""
+    reason = 'rank 1 has ended without a message: it was killed, or its machine is gone.'
+
+    class EndsWhenAllKnow(LosableStore):
+        def set(self, key, value):
+            self.store.set(key, value)
+            self.lost = self.lost or key == 'ended/2'
+
+    store = EndsWhenAllKnow()
+    store.store.set('ended/0', reason)
+    store.store.add(f'told/{zlib.crc32(reason.encode())}', 1)
+    watchdog = RankWatchdog(lambda: store, rank=2, world_size=3)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert str(watchdog.explain(RuntimeError('gloo: Connection reset by peer'))) == ''
     finally:
         signal.signal(signal.SIGTERM, handler)
         watchdog.leave()

@@ -69,7 +69,7 @@ class RankWatchdog:
             ``error``, or a :class:`RankError` when another rank has ended. Its text is empty when another rank prints
             the same message.
         """
-        self._explaining = True
+        self._explaining, told = True, False
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it when the first rank ends; this one does too
         try:
             lost = _is_lost_connection(error) or isinstance(error, KeyboardInterrupt)
@@ -86,8 +86,8 @@ class RankWatchdog:
         except dist.DistError:  # the store is gone: it lives in rank 0 or in its launcher
             if _is_lost_connection(error):
                 known = self._gone or 'rank 0 has ended, or the launcher that the ranks meet at; see its message.'
-                error = RankError('' if self._told else known)
-            return error
+                error = RankError(known)
+            told = told or (self._told and isinstance(error, RankError))
         return RankError('') if told else error
 
     def _is_first(self, text: str) -> bool:
