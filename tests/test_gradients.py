@@ -102,12 +102,12 @@ def test_a_run_warns_once_of_a_weak_link_and_trains_the_same(workspace, monkeypa
     def run(name, *flags):
         recipe = workspace.recipe(name=name)
         assert train(['-opt', str(recipe), *flags]) == 0
-        logs = sorted(workspace.path.glob(f'experiments/{name}/student/*.log'))
+        logs = workspace.path.glob(f'experiments/{name}/student/*.log')
         weights = torch.load(workspace.path / f'experiments/{name}/student/models/net_g_latest.pth')['params']
-        return [re.findall('Share of the gradient.*', log.read_text()) for log in logs], weights
+        # Two runs that start within one second write one log.
+        return re.findall('Share of the gradient.*', '\n'.join(log.read_text() for log in logs)), weights
 
-    (told,), weights = run('told')
-    (line,) = told
+    (line,), weights = run('told')
     assert line.startswith('Share of the gradient below 0.001 in the first iteration: link body ')
     capsys.readouterr()
     assert main(re.search('pisr-gradients (.*) shows', line)[1].split()) == 0
@@ -116,10 +116,10 @@ def test_a_run_warns_once_of_a_weak_link_and_trains_the_same(workspace, monkeypa
     (workspace.path / 'experiments/told/student/result.json').unlink()
     for file in workspace.path.glob('experiments/told/student/*/*4.*'):
         file.unlink()
-    assert run('told', '--auto_resume')[0] == [[line], []]
+    assert run('told', '--auto_resume')[0] == [line]
 
     monkeypatch.setattr('pisr_plugin.engine.loop.weak_links', lambda *_: {})
-    (untold,), same = run('untold')
+    untold, same = run('untold')
     assert untold == [] and all(torch.equal(value, same[key]) for key, value in weights.items())
 
 
