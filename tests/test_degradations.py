@@ -192,11 +192,18 @@ def test_the_same_seed_gives_the_same_batches_whatever_the_number_of_workers():
 
 
 @pytest.mark.gpu
-def test_another_device_gives_the_same_batch_within_rounding():
+def test_another_device_gives_the_same_batch_within_rounding_but_for_the_noise():
     gt = torch.rand(2, 3, 64, 64)
-    make = BlurNoiseDownsample(**NOISY)
+    make = BlurNoiseDownsample(**{**NOISY, 'noise': 0})
     difference = (make({'gt': gt}, 1)['lq'] - make({'gt': gt.cuda()}, 1)['lq'].cpu()).abs()
     assert difference.max() < 1.01 / 255 and (difference > 0).float().mean() < 0.001
+    make, gt = BlurNoiseDownsample(**NOISY), gt.cuda()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        noisy = [make({'gt': gt}, iteration)['lq'] for iteration in (1, 1, 2)]
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
 
 
 def test_half_precision_and_luminance_pass_through():

@@ -1,4 +1,4 @@
-"""Real-ESRGAN's degradation: BasicSR's code, a function of seed and iteration alone; its dataset through the feed."""
+"""Real-ESRGAN's degradation: BasicSR's images, a function of seed and iteration alone; its dataset through the feed."""
 
 import random
 from copy import deepcopy
@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
-from basicsr.models import build_model, realesrgan_model
+from basicsr.models import build_model
+from basicsr.models.realesrgan_model import RealESRGANModel
+from basicsr.utils import DiffJPEG
 from torch.nn import functional as F
 
 from pisr_plugin.config.compose import compose
@@ -17,8 +19,9 @@ from pisr_plugin.data.datasets.check import check_dataset
 from pisr_plugin.data.loading.train_loader import build_train_loader
 from pisr_plugin.data.prepare.build import PairOptions, build
 from pisr_plugin.degradations.real_esrgan import SecondOrderDegradation
-from pisr_plugin.degradations.registry import build_degradation
+from pisr_plugin.degradations.registry import build_degradation, random_stream
 from pisr_plugin.utils.errors import DataError, OptionsError
+from pisr_plugin.utils.random_state import seeded
 from tests.conftest import ROOT, make_images
 from tests.test_model import options
 
@@ -95,52 +98,63 @@ def test_the_kernels_of_the_batch_are_used_one_for_each_image():
     assert torch.equal(sharp[0], soft[0]) and soft[1].std() < 0.5 * sharp[1].std()
 
 
-def test_the_published_ranges_reach_basicsr(monkeypatch):
-    noted = {'gaussian': [], 'poisson': [], 'first': [], 'second': [], 'quality': [], 'blurs': 0}
+PUBLISHED = {
+    'resize_prob': [0.2, 0.7, 0.1],
+    'resize_range': [0.15, 1.5],
+    'gaussian_noise_prob': 0.5,
+    'noise_range': [1, 30],
+    'poisson_scale_range': [0.05, 3],
+    'gray_noise_prob': 0.4,
+    'jpeg_range': [30, 95],
+    'second_blur_prob': 0.8,
+    'resize_prob2': [0.3, 0.4, 0.3],
+    'resize_range2': [0.3, 1.2],
+    'gaussian_noise_prob2': 0.5,
+    'noise_range2': [1, 25],
+    'poisson_scale_range2': [0.05, 2.5],
+    'gray_noise_prob2': 0.4,
+    'jpeg_range2': [30, 95],
+}
 
-    def noise(kind, key):
-        def note(images, gray_prob, **more):
-            noted[kind].append((tuple(more[key]), gray_prob))
-            return images
 
-        return note
+class Stock(RealESRGANModel):
+    """BasicSR's own synthesis of one LR image, without network, sharpening and pool."""
 
-    def resize(images, scale_factor=None, size=None, mode=None):
-        if scale_factor is not None:
-            noted['first'].append(scale_factor)
-        else:
-            noted['second'].append(size[0])
-        return images if scale_factor else images[..., :1, :1].expand(-1, -1, *size)
+    def __init__(self, options):
+        self.opt, self.device, self.is_train = options, torch.device('cpu'), True
+        self.jpeger = deepcopy(DiffJPEG(differentiable=False))
 
-    def blur(images, kernel):
-        noted['blurs'] += 1
+    def usm_sharpener(self, images):
         return images
 
-    def compress(self, images, quality):
-        noted['quality'].append(quality.item())
-        return images
+    def _dequeue_and_enqueue(self):
+        pass
 
-    monkeypatch.setattr(realesrgan_model, 'random_add_gaussian_noise_pt', noise('gaussian', 'sigma_range'))
-    monkeypatch.setattr(realesrgan_model, 'random_add_poisson_noise_pt', noise('poisson', 'scale_range'))
-    monkeypatch.setattr(realesrgan_model.F, 'interpolate', resize)
-    monkeypatch.setattr(realesrgan_model, 'filter2D', blur)
-    monkeypatch.setattr('pisr_plugin.degradations.real_esrgan.DiffJPEG.forward', compress)
-    count = 1000
-    SecondOrderDegradation(scale=4, gt_size=80)(make_batch(size=80, count=count), 1)
 
-    assert set(noted['gaussian']) == {((1, 30), 0.4), ((1, 25), 0.4)}
-    assert set(noted['poisson']) == {((0.05, 3), 0.4), ((0.05, 2.5), 0.4)}
-    assert len(noted['gaussian']) / (2 * count) == pytest.approx(0.5, abs=0.05)
-    first = np.array(noted['first'])
-    assert first.min() == pytest.approx(0.15, abs=0.02) and first.max() == pytest.approx(1.5, abs=0.02)
-    assert [np.mean(first > 1), np.mean(first < 1)] == pytest.approx([0.2, 0.7], abs=0.05)
-    second = np.array(noted['second']).reshape(count, 2)
-    assert (second[:, 1] == 20).all()  # back to LR size
-    assert second[:, 0].min() == 6 and second[:, 0].max() in (23, 24)
-    assert np.mean(second[:, 0] < 20) == pytest.approx(0.4, abs=0.05)
-    quality = np.array(noted['quality'])
-    assert quality.min() == pytest.approx(30, abs=1) and quality.max() == pytest.approx(95, abs=1)
-    assert noted['blurs'] / count == pytest.approx(2.8, abs=0.05)  # the first, the second at times, the sinc filter
+def random_batch(count):
+    draw = torch.Generator().manual_seed(count)
+    gt = F.interpolate(torch.rand(count, 3, 12, 12, generator=draw), size=(100, 96), mode='bicubic').clamp(0, 1)
+    kernels = torch.rand(3, count, 21, 21, generator=draw).pow(8)
+    kernels /= kernels.sum((2, 3), keepdim=True)
+    return {'gt': gt, **dict(zip(('kernel1', 'kernel2', 'sinc_kernel'), kernels))}
+
+
+@pytest.mark.parametrize('scale', [2, 4])
+def test_with_the_published_numbers_it_makes_the_images_of_basicsr(scale):
+    count, batch = 40, random_batch(40)
+    made = SecondOrderDegradation(scale=scale, gt_size=64, seed=3)(batch, 5)
+    stock = Stock({**PUBLISHED, 'scale': scale, 'gt_size': 64})
+    for index, seed in enumerate(random_stream(3, 5).integers(2**63, size=count).tolist()):
+        with seeded(seed):
+            stock.feed_data({name: part[index : index + 1] for name, part in batch.items()})
+        assert torch.equal(made['gt'][index], stock.gt[0]) and torch.equal(made['lq'][index], stock.lq[0])
+
+
+def test_nothing_is_read_back_from_the_device():
+    """Tensors of the device ``meta`` have no values, so that whoever reads one fails."""
+    batch = {name: part.to('meta') for name, part in random_batch(40).items()}
+    made = SecondOrderDegradation(**SMALL)(batch, 1)
+    assert made['lq'].is_meta and made['lq'].shape == (40, 3, 32, 32) and made['gt'].shape == (40, 3, 64, 64)
 
 
 def test_ranks_together_make_the_batch_of_one_process(monkeypatch):
@@ -156,11 +170,11 @@ def test_ranks_together_make_the_batch_of_one_process(monkeypatch):
 def test_cudnn_does_not_tune_itself_for_random_sizes(monkeypatch):
     noted = []
 
-    def note(self, data):
+    def note(self, gt, *kernels):
         noted.append(torch.backends.cudnn.benchmark)
-        return data['gt'], data['gt']
+        return gt[..., ::2, ::2]
 
-    monkeypatch.setattr('pisr_plugin.degradations.real_esrgan._Synthesis.pair', note)
+    monkeypatch.setattr(SecondOrderDegradation, '_degrade', note)
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
     SecondOrderDegradation(**SMALL)(make_batch(), 1)
     assert noted == [False] * 3 and torch.backends.cudnn.benchmark

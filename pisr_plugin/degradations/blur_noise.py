@@ -103,9 +103,10 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None,
 class BlurNoiseDownsample:
     """Random Gaussian blur, downsampling and noise for training batches (KDSR, ICLR 2023, section 4.1).
 
-    The result follows from HR images, ``seed`` and iteration alone; devices differ only by rounding. A counter-based
-    generator on the CPU draws all random numbers. All ranks draw alike, and each takes the numbers of its own samples,
-    so that several ranks together make the batch that one process would make.
+    The result follows from HR images, ``seed`` and iteration alone. A counter-based generator on the CPU draws blur and
+    noise level. The device of the images draws the noise, so that a GPU's is another than a CPU's. All ranks draw
+    alike, and each takes the numbers of its own samples, so that several ranks together make the batch that one process
+    would make.
 
     Args:
         scale: Downsampling factor, a whole number.
@@ -165,10 +166,11 @@ class BlurNoiseDownsample:
         noise = None
         if self.noise[1] > 0:
             level = torch.from_numpy(random.uniform(*self.noise, count)[chosen]) / 255
-            shape = (mine.stop, c, height // self.scale, width // self.scale)
-            drawn = torch.from_numpy(random.standard_normal(shape, dtype=np.float32)[mine])
-            drawn, level = (to_device(part, gt.device).to(gt.dtype) for part in (drawn, level))
-            noise = drawn * level.view(-1, 1, 1, 1)
+            generator = torch.Generator(gt.device).manual_seed(int(random.integers(2**63)))
+            # Of all ranks: on a GPU, which numbers a sample gets depends on the size of the whole.
+            shape = (get_dist_info()[1] * n, c, height // self.scale, width // self.scale)
+            noise = torch.randn(shape, generator=generator, device=gt.device)[mine]
+            noise = noise.to(gt.dtype) * to_device(level, gt.device).to(gt.dtype).view(-1, 1, 1, 1)
         return {'lq': degrade(gt, kernel, self.scale, noise, self.downsample), 'gt': gt}
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from basicsr.models.realesrgan_model import RealESRGANModel
+from basicsr.data.degradations import generate_gaussian_noise_pt, rgb_to_grayscale
+from basicsr.data.transforms import paired_random_crop
 from basicsr.utils import DiffJPEG
+from basicsr.utils.img_process_util import filter2D
 from torch import Tensor
+from torch.nn import functional as F
 
 from pisr_plugin.degradations.registry import (
     DEGRADATION_REGISTRY,
@@ -30,15 +36,16 @@ NEEDED = ('gt', 'kernel1', 'kernel2', 'sinc_kernel')
 
 @DEGRADATION_REGISTRY.register()
 class SecondOrderDegradation:
-    """Blur, resizing, noise and JPEG twice, then a sinc filter (Real-ESRGAN, ICCVW 2021), by BasicSR's own code.
+    """Blur, resizing, noise and JPEG twice, then a sinc filter (Real-ESRGAN, ICCVW 2021), as BasicSR's model does it.
 
     It needs batches of BasicSR's ``RealESRGANDataset``, which draws the kernels. gt is not sharpened. The defaults are
     the published numbers, also those of KDSR for real photos.
 
     Each image has its own random numbers. BasicSR draws once for a whole batch, and therefore mixes batches in a pool
     of 180 pairs, which a resumed run would have to restore. Here no pool is needed, and a batch follows from HR images,
-    kernels, ``seed`` and iteration alone, on any number of ranks. Global random states stay as they are. Torch draws on
-    the device of the images, so a GPU draws other numbers than a CPU.
+    kernels, ``seed`` and iteration alone, on any number of ranks. Global random states stay as they are. The host draws
+    what decides a step, and the device of the images draws the noise: nothing is read back from a GPU, whose noise is
+    another than a CPU's. On a CPU the draws are those of BasicSR.
 
     Args:
         scale: Downsampling factor.
@@ -88,27 +95,28 @@ class SecondOrderDegradation:
     ) -> None:
         self.gt_size = checked_whole('gt_size', gt_size, scale, 1 << 16, multiple=scale)
         self.scale, self.seed = scale, seed
-        self.options: dict[str, Any] = {
-            'scale': scale,
-            'gt_size': gt_size,
-            'resize_prob': _weights('resize_prob', resize_prob),
-            'resize_range': _around_one('resize_range', resize_range),
-            'gaussian_noise_prob': checked_number('gaussian_noise_prob', gaussian_noise_prob, 0, 1),
-            'noise_range': checked_range('noise_range', noise_range, 0, 255),
-            'poisson_scale_range': checked_range('poisson_scale_range', poisson_scale_range, 0, 1000),
-            'gray_noise_prob': checked_number('gray_noise_prob', gray_noise_prob, 0, 1),
-            'jpeg_range': checked_range('jpeg_range', jpeg_range, *_QUALITIES),
-            'second_blur_prob': checked_number('second_blur_prob', second_blur_prob, 0, 1),
-            'resize_prob2': _weights('resize_prob2', resize_prob2),
-            'resize_range2': _around_one('resize_range2', resize_range2),
-            'gaussian_noise_prob2': checked_number('gaussian_noise_prob2', gaussian_noise_prob2, 0, 1),
-            'noise_range2': checked_range('noise_range2', noise_range2, 0, 255),
-            'poisson_scale_range2': checked_range('poisson_scale_range2', poisson_scale_range2, 0, 1000),
-            'gray_noise_prob2': checked_number('gray_noise_prob2', gray_noise_prob2, 0, 1),
-            'jpeg_range2': checked_range('jpeg_range2', jpeg_range2, *_QUALITIES),
-        }
+        self.first = _Round(
+            _weights('resize_prob', resize_prob),
+            _around_one('resize_range', resize_range),
+            checked_number('gaussian_noise_prob', gaussian_noise_prob, 0, 1),
+            checked_range('noise_range', noise_range, 0, 255),
+            checked_range('poisson_scale_range', poisson_scale_range, 0, 1000),
+            checked_number('gray_noise_prob', gray_noise_prob, 0, 1),
+            checked_range('jpeg_range', jpeg_range, *_QUALITIES),
+        )
+        self.second_blur_prob = checked_number('second_blur_prob', second_blur_prob, 0, 1)
+        self.second = _Round(
+            _weights('resize_prob2', resize_prob2),
+            _around_one('resize_range2', resize_range2),
+            checked_number('gaussian_noise_prob2', gaussian_noise_prob2, 0, 1),
+            checked_range('noise_range2', noise_range2, 0, 255),
+            checked_range('poisson_scale_range2', poisson_scale_range2, 0, 1000),
+            checked_number('gray_noise_prob2', gray_noise_prob2, 0, 1),
+            checked_range('jpeg_range2', jpeg_range2, *_QUALITIES),
+        )
         self._jpeg = deepcopy(DiffJPEG(differentiable=False))  # all instances of DiffJPEG share two tables
 
+    @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor], iteration: int) -> dict[str, Tensor]:
         """Degrades one batch, image by image.
 
@@ -133,54 +141,104 @@ class SecondOrderDegradation:
         parts = {name: batch[name].contiguous() for name in NEEDED}
         images = parts['gt']
         self._check_size(images, max(parts[name].shape[-1] for name in NEEDED[1:]) // 2)
-        synthesis = _Synthesis(self.options, self._jpeg, images.device)
+        self._jpeg.to(images.device)
         mine = samples_of_rank(len(images))
         seeds = random_stream(self.seed, iteration).integers(2**63, size=mine.stop)[mine]
         pairs = []
         for index, seed in enumerate(seeds.tolist()):
             with seeded(seed, images.device), _without_benchmark():
-                pairs.append(synthesis.pair({name: part[index : index + 1] for name, part in parts.items()}))
-        lq, gt = (torch.cat(parts) for parts in zip(*pairs))
+                gt, *kernels = (part[index : index + 1] for part in parts.values())
+                pairs.append(paired_random_crop(gt, self._degrade(gt, *kernels), self.gt_size, self.scale))
+        gt, lq = (torch.cat(parts) for parts in zip(*pairs))
         return {'lq': lq, 'gt': gt}
 
     def _check_size(self, images: Tensor, reach: int) -> None:
         """Raises OptionsError for images that resizing may make too small to mirror their borders for a kernel."""
         channels, *sides = images.shape[1:]
-        smallest = int(min(sides) * min(self.options['resize_range'][0], 1 / self.scale))
+        smallest = int(min(sides) * min(self.first.resize_range[0], 1 / self.scale))
         if channels != 3 or min(sides) < self.gt_size or smallest <= reach:
             raise OptionsError(
                 f'train.degradation: SecondOrderDegradation cannot use images of shape {tuple(images.shape[1:])}: they '
                 f'need 3 channels, sides of at least gt_size, {self.gt_size}, and more than {reach} pixels after '
-                f'resizing by {self.options["resize_range"][0]} or 1/{self.scale}.'
+                f'resizing by {self.first.resize_range[0]} or 1/{self.scale}.'
             )
 
+    def _degrade(self, gt: Tensor, kernel1: Tensor, kernel2: Tensor, sinc_kernel: Tensor) -> Tensor:
+        """Returns the LR image of one HR image (1, 3, H, W), with draws from the global generators."""
+        height, width = (side // self.scale for side in gt.shape[2:])
+        image = filter2D(gt, kernel1)
+        image = F.interpolate(image, scale_factor=self.first.draw_factor(), mode=_draw_mode())
+        image = self._compress(self.first.add_noise(image), self.first.jpeg_range)
+        if np.random.uniform() < self.second_blur_prob:
+            image = filter2D(image, kernel2)
+        factor = self.second.draw_factor()
+        size = tuple(int(side / self.scale * factor) for side in gt.shape[2:])
+        image = self.second.add_noise(F.interpolate(image, size=size, mode=_draw_mode()))
+        # To LR size and the sinc filter are one operation, which comes before or after the compression.
+        resized_first = np.random.uniform() < 0.5
+        if not resized_first:
+            image = self._compress(image, self.second.jpeg_range)
+        image = filter2D(F.interpolate(image, size=(height, width), mode=_draw_mode()), sinc_kernel)
+        if resized_first:
+            image = self._compress(image, self.second.jpeg_range)
+        return torch.clamp((image * 255).round(), 0, 255) / 255
 
-class _Synthesis(RealESRGANModel):
-    """The part of BasicSR's model that makes LR images: no network, no loss, no sharpening, no pool of pairs.
+    def _compress(self, image: Tensor, quality: tuple[float, float]) -> Tensor:
+        return self._jpeg(image.clamp(0, 1), torch.zeros(()).uniform_(*quality).item())
 
-    It takes one image at a time: on a CPU ``filter2D`` cannot view the layout of a larger batch from ``DiffJPEG``.
 
-    Args:
-        options: Options that ``feed_data`` reads.
-        jpeg: JPEG compression as a network.
-        device: Device of the images.
-    """
+@dataclass(frozen=True)
+class _Round:
+    """How an image is resized and gets noise, once; the arguments of :class:`SecondOrderDegradation`."""
 
-    def __init__(self, options: Mapping, jpeg: DiffJPEG, device: torch.device) -> None:
-        self.opt, self.device, self.is_train = options, device, True
-        self.jpeger = jpeg.to(device)
+    resize_prob: Sequence[float]
+    resize_range: tuple[float, float]
+    gaussian_noise_prob: float
+    noise_range: tuple[float, float]
+    poisson_scale_range: tuple[float, float]
+    gray_noise_prob: float
+    jpeg_range: tuple[float, float]
 
-    def pair(self, data: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns LR and HR patch of one image."""
-        self.feed_data(data)
-        return self.lq, self.gt
+    def draw_factor(self) -> float:
+        """Draws the factor of the resizing."""
+        way = random.choices(['up', 'down', 'keep'], self.resize_prob)[0]
+        if way == 'keep':
+            return 1
+        low, high = self.resize_range
+        return np.random.uniform(1, high) if way == 'up' else np.random.uniform(low, 1)
 
-    def usm_sharpener(self, images: Tensor) -> Tensor:
-        """Returns the images without sharpening them."""
-        return images
+    def add_noise(self, image: Tensor) -> Tensor:
+        """Adds Gaussian or Poisson noise to one image (1, 3, H, W) in [0, 1]."""
+        gaussian = np.random.uniform() < self.gaussian_noise_prob
+        low, high = self.noise_range if gaussian else self.poisson_scale_range
+        strength = (torch.rand(1) * (high - low) + low).item()
+        gray = bool(torch.rand(1) < self.gray_noise_prob)
+        if gaussian:
+            noise = generate_gaussian_noise_pt(image, strength, int(gray))
+        else:
+            noise = _poisson_noise(image, gray) * strength
+        return torch.clamp(image + noise, 0, 1)
 
-    def _dequeue_and_enqueue(self) -> None:
-        """Does not mix batches."""
+
+def _draw_mode() -> str:
+    return random.choice(['area', 'bilinear', 'bicubic'])
+
+
+def _poisson_noise(image: Tensor, gray: bool) -> Tensor:
+    """Draws Poisson noise for one image (1, 3, H, W), as BasicSR does but without reading the image back."""
+    in_gray = _shot_noise(rgb_to_grayscale(image, num_output_channels=1)) if gray else None
+    in_colour = _shot_noise(image)  # drawn in any case, so that the next draws are BasicSR's
+    return in_colour if in_gray is None else in_gray.expand_as(image)
+
+
+def _shot_noise(image: Tensor) -> Tensor:
+    """Draws the noise of counting photons, as many for white as the image has levels, rounded up to a power of two."""
+    levels = (image * 255).round().clamp(0, 255)
+    used = torch.zeros(256, device=image.device).scatter_(0, levels.flatten().long(), 1).sum()
+    doublings = (used > 2 ** torch.arange(8, device=image.device)).sum()
+    photons = torch.bitwise_left_shift(torch.ones_like(doublings), doublings)
+    image = levels / 255
+    return torch.poisson(image * photons) / photons - image
 
 
 def _weights(name: str, value: Any) -> list[float]:
