@@ -5,7 +5,7 @@ import torch
 from basicsr.models import build_model
 from torch import nn
 
-from pisr_plugin.models.fast_prelu import FastPReLU
+from pisr_plugin.models.fast_prelu import FastPReLU, use_fast_prelu
 from tests.test_model import options
 
 
@@ -25,6 +25,29 @@ def test_values_and_gradients_are_those_of_torch(slopes, layout, dtype):
     assert torch.equal(fast_out, out) and torch.equal(fast_grad, grad)
     torch.testing.assert_close(fast_slope, slope, rtol=5e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
     assert fast_slope.shape == slope.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('slopes', [1, 6])
+def test_on_a_gpu_one_kernel_gives_the_gradients_of_torch(slopes):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.PReLU(slopes)).cuda()
+    x = torch.randn(8, 3, 66, 66, device='cuda')
+    results = []
+    for _ in range(2):
+        net.zero_grad()
+        net(x).square().sum().backward()
+        results.append([parameter.grad.clone() for parameter in net.parameters()])
+        use_fast_prelu(net, x.device, pytest.fail)
+    assert type(net[1]) is FastPReLU
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-2)
+
+
+def test_where_it_cannot_be_compiled_torchs_own_stays_and_one_line_says_so(monkeypatch):
+    monkeypatch.setattr('pisr_plugin.models.fast_prelu._compiled_gradients', lambda: 1 / 0)
+    told, net = [], nn.Sequential(nn.PReLU())
+    use_fast_prelu(net, torch.device('meta'), told.append)
+    assert type(net[0]) is nn.PReLU
+    assert told == ["PReLU's gradient cannot be compiled here, so torch's own is used: division by zero"]
 
 
 def test_it_takes_no_gradient_that_nobody_needs():

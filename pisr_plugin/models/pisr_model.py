@@ -154,7 +154,8 @@ class PISRModel(SRModel):
 
         linked = LinkedNetwork(self.net, self.links)
         linked.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        use_fast_prelu(linked)
+        if self.device.type == 'cpu' or self.step_options.compile is None:
+            use_fast_prelu(linked, self.device, get_root_logger().warning)
         with torch.no_grad():
             linked.eval()(*inputs)  # tap readers note now which features need a copy
         self.estimators = linked.estimators

@@ -32,7 +32,7 @@ class StepOptions:
         amp_teacher: Precision of the frozen teacher's weights and features, ``bf16`` or ``fp16``; faster than autocast.
         channels_last: Memory layout of images, features and weights. None: channels_last on a CPU and with ``amp``.
         compile: Whether ``torch.compile`` is used for the teacher, the forward pass and the losses, without the
-            discriminator's.
+            discriminator's. None: on a GPU, for PReLU's gradient alone.
         cuda_graph: Whether the whole step, update and schedule included, is recorded once and replayed as one launch.
             None: on a GPU, where the step can be recorded and runs no code of other packages.
         grad_clip: Largest L2 norm of all gradients together, above 0; the discriminator's are clipped by themselves.
@@ -48,7 +48,7 @@ class StepOptions:
     amp: Literal['bf16', 'fp16'] | None = None
     amp_teacher: Literal['bf16', 'fp16'] | None = None
     channels_last: bool | None = None
-    compile: bool = False
+    compile: bool | None = None
     cuda_graph: bool | None = None
     grad_clip: float | None = None
     accumulate: int = 1
