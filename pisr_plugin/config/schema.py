@@ -223,23 +223,37 @@ class Datasets(Fields):
                 )
 
 
+_STEPS = ('milestones', 'gamma', 'restarts', 'restart_weights')
+SCHEDULES = {
+    'MultiStepLR': _STEPS,
+    'MultiStepRestartLR': _STEPS,
+    'CosineAnnealingRestartLR': ('periods', 'eta_min', 'restart_weights'),
+}
+
+
 class Scheduler(Fields):
-    """A learning rate's schedule; its lists belong together."""
+    """A learning rate's schedule. Each type has its arguments, the first of which it needs; lists belong together."""
 
     def check(self, value: Any, option_path: str, problems: list[str]) -> None:
         super().check(value, option_path, problems)
         kind = value.get('type') if isinstance(value, Mapping) else None
-        if kind == 'CosineAnnealingRestartLR':
-            needed, lists = 'periods', ('periods', 'restart_weights')
-        elif kind in ('MultiStepLR', 'MultiStepRestartLR'):
-            needed, lists = 'milestones', ('restarts', 'restart_weights')
-        else:
+        if not isinstance(kind, str) or kind not in SCHEDULES:
             return
-        if value.get(needed) is None:
-            problems.append(f'{option_path}.{needed}: missing')
-        first, second = (value.get(key) for key in lists)
+        possible = SCHEDULES[kind]
+        problems += [
+            f'{option_path}.{key}: {kind} does not take it. Possible: {", ".join(possible)}. '
+            '_delete_: true drops what another recipe set.'
+            for key in value
+            if key in self.rules and key not in ('type', *possible)
+        ]
+        if value.get(possible[0]) is None:
+            problems.append(f'{option_path}.{possible[0]}: missing')
+        counted = 'periods' if 'periods' in possible else 'restarts'
+        first, second = value.get(counted), value.get('restart_weights')
         if isinstance(first, list) and isinstance(second, list) and len(first) != len(second):
-            problems.append(wrong(f'{option_path}.{lists[1]}', second, f'as many numbers as {lists[0]}, {len(first)}'))
+            problems.append(
+                wrong(f'{option_path}.restart_weights', second, f'as many numbers as {counted}, {len(first)}')
+            )
 
 
 def _of_annotation(annotation: Any) -> Rule:
@@ -263,7 +277,7 @@ LINK = Fields(
 )
 SCHEDULER = Scheduler(
     {
-        'type': OneOf('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR'),
+        'type': OneOf(*SCHEDULES),
         'milestones': ListOf(WHOLE),
         'gamma': Number(above=0),
         'periods': ListOf(POSITIVE),
