@@ -266,7 +266,7 @@ def test_figures_for_papers_are_repeatable(results, tmp_path, capsys):
         flags = ['-o', str(tmp_path / 'x.html'), '--figures', str(tmp_path / name), '--count', '1']
         assert main([str(results), *flags]) == 0
     names = sorted(path.name for path in (tmp_path / 'a').iterdir())
-    stems = ['fig3_compact', 'fig4_trade_off', 'fig5_Set5_bird', 'scale_map']
+    stems = ['fig3_compact', 'fig4_trade_off', 'fig5_Set5_bird', 'scale_map', 'training_cost']
     assert sorted({name.rpartition('.')[0] for name in names}) in (stems, [s.replace('bird', 'baby') for s in stems])
     for name in names:
         assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
@@ -332,6 +332,21 @@ def test_a_chart_of_one_cost_is_left_out(own_results):
     """One dot compares nothing; Set14 at x2 alone would still have the published networks."""
     change(own_results, lambda c: c.update(scale=8))
     assert 'nothing to compare' in gather(read_evaluation(own_results)).notes['cost']
+
+
+def test_training_time_is_drawn_with_and_without_a_teacher(own_results):
+    change(own_results, lambda c: [row.update(training_seconds=None) for row in c['rows']])
+    assert 'known training time' in gather(read_evaluation(own_results)).notes['training_cost']
+    change(own_results, lambda c: [row.update(training_seconds=90.0 * i) for i, row in enumerate(c['rows'])])
+    report = gather(read_evaluation(own_results))
+    section = report.sections['training_cost']
+    students = [row for row in report.evaluation.rows if row.role == 'student']
+    assert [(p.name, p.seconds) for p in section.points] == [(row.title, row.training_seconds) for row in students]
+    assert {p.name for p in section.points if p.taught} == {row.title for row in students if row.name == 'laplace'}
+    (axis,) = section.figures()['training_cost'].axes
+    lines = {line.get_color(): line.get_xdata().tolist() for line in axis.lines if len(line.get_xdata())}
+    assert sorted(x for xs in lines.values() for x in xs) == sorted(p.seconds for p in section.points)
+    assert 'CPU seconds of the iterations' in render(report)
 
 
 def test_the_headline_names_rows_below_bicubic(own_results):
