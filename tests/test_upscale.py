@@ -188,11 +188,15 @@ def test_colours_for_print_are_converted_by_their_profile(desk, monkeypatch):
     picture('CMYK').save('print.jpg', icc_profile=b'the profile')
     assert upscale(['print.jpg', '-o', 'damaged.png']) == 0  # a damaged profile counts as none
 
-    def convert(image, profile, to, outputMode):
-        assert (image.mode, profile.read(), outputMode) == ('CMYK', b'the profile', 'RGB')
-        return Image.new('RGB', image.size, (10, 200, 30))
+    class Transform:
+        def __init__(self, profile, to, *modes):
+            assert (profile.read(), modes) == (b'the profile', ('CMYK', 'RGB'))
 
-    monkeypatch.setattr(ImageCms, 'profileToProfile', convert)
+        def apply(self, image):
+            assert image.mode == 'CMYK'
+            return Image.new('RGB', image.size, (10, 200, 30))
+
+    monkeypatch.setattr(ImageCms, 'buildTransform', Transform)
     assert upscale(['print.jpg', '-o', 'good.png']) == 0
     expected = load_model('fsrcnn_x2').upscale(np.full((13, 20, 3), (10, 200, 30), np.uint8))
     assert np.array_equal(np.asarray(opened('good.png')), expected)
