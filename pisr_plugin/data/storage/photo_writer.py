@@ -113,16 +113,16 @@ def _image(pixels: np.ndarray) -> Image.Image:
 
 def _pieces(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Cuts bands anew into pieces of :data:`_ROWS` rows; the last may have fewer."""
-    rest: np.ndarray | None = None
+    parts: list[np.ndarray] = []
     for band in bands:
-        pixels = band if rest is None else np.concatenate((rest, band))
-        whole = len(pixels) // _ROWS * _ROWS
-        for top in range(0, whole, _ROWS):
-            yield pixels[top : top + _ROWS].copy()  # a part would keep the whole band
-        rest = pixels[whole:].copy()
-        del band, pixels  # before the next band is computed
-    if rest is not None and len(rest):
-        yield rest
+        for part in np.split(band, range(_ROWS - sum(map(len, parts)), len(band), _ROWS)):
+            parts.append(part.copy())  # a view would keep the band
+            if sum(map(len, parts)) == _ROWS:
+                yield np.concatenate(parts)
+                parts = []
+        del band, part  # before the next band is computed
+    if parts:
+        yield np.concatenate(parts)
 
 
 def _write_png(file: IO[bytes], pieces: Iterable[np.ndarray], height: int, encode: Encode) -> None:
