@@ -18,6 +18,7 @@ from torch import Tensor
 from pisr_plugin.inference.predict import find_tile_pad, optimized, upscale_rgb
 from pisr_plugin.utils.devices import precision
 from pisr_plugin.utils.errors import OptionsError
+from pisr_plugin.utils.malloc import return_freed_memory
 from pisr_plugin.utils.resize import bicubic_upsample
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def upscale_bands(model: ModelDescriptor, photo: Photo, tiles: Iterable[Tile]) -
                 band = np.empty((len(pixels), photo.size[1] * model.scale, pixels.shape[2]), pixels.dtype)
             band[:, tile.place(model.scale)[1]] = pixels
         assert band is not None  # a group has a tile
+        return_freed_memory()  # of the tiles, before the encoder needs some
         yield band
 
 
