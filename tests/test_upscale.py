@@ -553,4 +553,4 @@ def test_memory_does_not_hold_the_result(desk):
         write_photo(Path(f'a.{form}'), bands, photo, 120, FORMATS[form])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 20e6  # bytes; the result has 108e6
+        assert peak < 40e6, form  # bytes; the result has 108e6
