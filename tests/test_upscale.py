@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from pisr_plugin import load_model
 from pisr_plugin.cli import upscale as command
 from pisr_plugin.cli.upscale import main as upscale
-from pisr_plugin.data.storage.photo_files import read_photo
+from pisr_plugin.data.storage.photo_files import FORMATS, read_photo
+from pisr_plugin.data.storage.photo_writer import write_photo
 from pisr_plugin.inference import tiles
 from pisr_plugin.inference.card import Card, checksum, write_card
 from pisr_plugin.inference.descriptor import ModelDescriptor
@@ -188,11 +190,15 @@ def test_colours_for_print_are_converted_by_their_profile(desk, monkeypatch):
     picture('CMYK').save('print.jpg', icc_profile=b'the profile')
     assert upscale(['print.jpg', '-o', 'damaged.png']) == 0  # a damaged profile counts as none
 
-    def convert(image, profile, to, outputMode):
-        assert (image.mode, profile.read(), outputMode) == ('CMYK', b'the profile', 'RGB')
-        return Image.new('RGB', image.size, (10, 200, 30))
+    class Transform:
+        def __init__(self, profile, to, *modes):
+            assert (profile.read(), modes) == (b'the profile', ('CMYK', 'RGB'))
 
-    monkeypatch.setattr(ImageCms, 'profileToProfile', convert)
+        def apply(self, image):
+            assert image.mode == 'CMYK'
+            return Image.new('RGB', image.size, (10, 200, 30))
+
+    monkeypatch.setattr(ImageCms, 'buildTransform', Transform)
     assert upscale(['print.jpg', '-o', 'good.png']) == 0
     expected = load_model('fsrcnn_x2').upscale(np.full((13, 20, 3), (10, 200, 30), np.uint8))
     assert np.array_equal(np.asarray(opened('good.png')), expected)
@@ -451,3 +457,100 @@ def test_a_network_of_another_scale_than_it_says_is_refused():
     model = ModelDescriptor('Wrong', build_network({**FSRCNN, 'upscale': 2}).eval(), 1, 3)
     with pytest.raises(OptionsError, match='Wrong: enlarges by 2. Expected 3'):
         model.upscale(smooth())
+
+
+def save_turned(name: str, orientation: int, mode: str) -> None:
+    """Writes a photo that is turned; its sides are larger than a tile."""
+    image = Image.fromarray(smooth(90, 70))
+    if mode == 'P':
+        image = image.quantize(64)
+    image.convert(mode).save(name, exif=noted(orientation))
+
+
+@pytest.mark.parametrize(
+    'name, mode', [('a.jpg', 'RGB'), ('a.jpg', 'L'), ('a.jpg', 'CMYK'), ('a.png', 'P'), ('a.tif', 'RGB')]
+)
+def test_a_part_of_a_turned_photo_is_that_part_of_the_upright_photo(desk, name, mode):
+    for orientation in range(1, 9):
+        save_turned(name, orientation, mode)
+        upright = opened(name)
+        if name != 'a.tif':  # which Pillow itself turns
+            upright = ImageOps.exif_transpose(upright)
+        expected = np.asarray(upright.convert('L' if mode == 'L' else 'RGB')).reshape(upright.height, upright.width, -1)
+        photo = read_photo(Path(name))
+        assert photo.size == (upright.height, upright.width)
+        for part in ((slice(0, 99), slice(0, 99)), (slice(3, 20), slice(11, 99)), (slice(50, 60), slice(0, 7))):
+            assert np.array_equal(photo[part], expected[part]), (orientation, part)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+@pytest.mark.parametrize('form', ['png', 'tiff', 'jpg'])
+def test_a_result_that_is_written_in_pieces_is_the_whole_one(desk, form, channels):
+    """150 rows are three pieces; the bands end elsewhere."""
+    pixels = smooth(150, 77, channels)
+    mode = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}[channels]
+    if form == 'jpg' and channels in (2, 4):
+        pytest.skip('a JPEG has no transparency')
+    whole = Image.fromarray(pixels.squeeze())
+    whole.save('a.png', exif=noted(1), icc_profile=SRGB if channels > 2 else None)
+    photo = read_photo(Path('a.png'))
+    for cuts in ([], [1, 2, 40, 64, 65, 149], range(1, 150)):
+        write_photo(Path(f'b.{form}'), np.split(pixels, cuts), photo, 1, FORMATS[form])
+        expected = pixels.squeeze()
+        if form == 'jpg':
+            whole.save('expected.jpg', quality=95, subsampling='4:4:4')
+            expected = np.asarray(opened('expected.jpg'))
+        result = opened(f'b.{form}')
+        assert result.mode == mode and np.array_equal(np.asarray(result), expected)
+        assert np.array_equal(cv2.imread(f'b.{form}', cv2.IMREAD_UNCHANGED).shape[:2], (150, 77))
+        assert result.getexif()[MAKER] == 'Maker' and result.info.get('icc_profile') == (SRGB if channels > 2 else None)
+
+
+def test_a_tiff_keeps_the_main_notes(desk):
+    exif = noted(1)
+    exif.update({0x010E: 'the sea', 0x013B: 'Ann', 0x8298: 'free', 0x011A: 300.0, 0x011B: 150.0, 0x0128: 3})
+    exif.update({0x0131: 'Camera 1.0', 0x0132: '2026:01:02 03:04:05'})
+    picture().save('a.jpg', exif=exif)
+    assert upscale(['a.jpg', '-o', 'b.tiff']) == 0
+    result = opened('b.tiff').getexif()
+    assert {tag: result.get(tag) for tag in exif if tag not in (ORIENTATION, DETAILS)} == {
+        tag: value for tag, value in exif.items() if tag not in (ORIENTATION, DETAILS)
+    }
+
+
+@pytest.mark.parametrize('form', ['png', 'jpg', 'tiff', 'webp'])
+@pytest.mark.parametrize('error, code', [(KeyboardInterrupt(), 130), (MemoryError('no more'), 2)])
+def test_what_goes_wrong_between_two_bands_leaves_no_half_file(desk, monkeypatch, capsys, form, error, code):
+    Image.fromarray(smooth(200, 20)).save('a.png')
+    calls = iter([None, None, None, error])
+
+    def upscale_tile(*args, original=tiles.upscale_tile):
+        if raised := next(calls):
+            raise raised
+        return original(*args)
+
+    monkeypatch.setattr(tiles, 'upscale_tile', upscale_tile)
+    assert upscale(['a.png', '--format', form, '--strips', '40']) == code
+    assert files() == ['a.png']
+    if code == 2:
+        assert capsys.readouterr().err == 'error: a.png: too large for the memory (no more)\n'
+
+
+def test_a_truncated_photo_is_refused(desk, capsys):
+    Image.fromarray(smooth(200, 200)).save('a.jpg')
+    Path('a.jpg').write_bytes(Path('a.jpg').read_bytes()[:-500])
+    assert upscale(['a.jpg']) == 2
+    assert re.fullmatch(r'error: a.jpg: .*truncated.*\n', capsys.readouterr().err)
+    assert files() == ['a.jpg']
+
+
+def test_memory_does_not_hold_the_result(desk):
+    Image.new('RGB', (100, 25)).save('a.png')
+    photo = read_photo(Path('a.png'))
+    for form in ('png', 'jpg', 'tiff'):
+        bands = (np.zeros((60, 12000, 3), np.uint8) for _ in range(50))
+        tracemalloc.start()
+        write_photo(Path(f'a.{form}'), bands, photo, 120, FORMATS[form])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 40e6, form  # bytes; the result has 108e6

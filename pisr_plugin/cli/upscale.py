@@ -185,8 +185,9 @@ def _upscale_photo(model: ModelDescriptor, photo: Path, result: Path, args: argp
     from tqdm import tqdm
 
     from pisr_plugin.config.runtime import make_folder
-    from pisr_plugin.data.storage.photo_files import check_size, read_photo, write_photo
-    from pisr_plugin.inference.tiles import split, upscale_tile
+    from pisr_plugin.data.storage.photo_files import check_size, read_photo
+    from pisr_plugin.data.storage.photo_writer import write_photo
+    from pisr_plugin.inference.tiles import split, upscale_bands
 
     start = time.monotonic()
     file_format = _format_of(result)
@@ -200,14 +201,12 @@ def _upscale_photo(model: ModelDescriptor, photo: Path, result: Path, args: argp
             f'{photo}: the output of {model.name} depends on the whole image, so these {width}x{height} pixels are '
             'computed at once, which takes gigabytes of memory.'
         )
+    make_folder(result.parent)
+    # the bar appears on a terminal only, and only for work that takes a while
+    bands = upscale_bands(model, small, tqdm(tiles, photo.name, leave=False, delay=1, disable=None, unit='tile'))
     try:
-        large = small.enlarged(model.scale)
-        # the bar appears on a terminal only, and only for work that takes a while
-        for tile in tqdm(tiles, photo.name, leave=False, delay=1, disable=None, unit='tile'):
-            large[tile.place(model.scale)] = upscale_tile(model, small[tile.context], tile)
+        write_photo(result, bands, small, model.scale, file_format, args.quality or 95)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise DataError(f'{photo}: too large for the memory ({first_line(error)})') from None
-    make_folder(result.parent)
-    write_photo(result, large, file_format, args.quality or 95)
     size = f'{width}x{height} to {width * model.scale}x{height * model.scale}'
     print(f'{result}: {size} in {time.monotonic() - start:.1f} s', flush=True)

@@ -1,4 +1,4 @@
-"""Keeps freed memory for the next step. The C library would give it back to the system each time."""
+"""Says what the C library does with memory that this process has freed."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all((mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, 2**31 - 1), mallopt(_M_TOP_PAD, 256 << 20)))
+
+
+def return_freed_memory() -> None:
+    """Gives freed memory that lies between used blocks back to the system, where the C library is glibc."""
+    if platform.libc_ver()[0] == 'glibc':
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,6 @@
-"""Reads and writes photos as people have them: turned, gray, transparent, with 16 bits, for print.
+"""Reads photos as people have them: turned, gray, transparent, with 16 bits, for print.
 
-Pillow reads and writes them. It has no colour image of 16 bits per channel, so OpenCV reads those.
+Pillow reads them. It has no colour image of 16 bits per channel, so OpenCV reads those.
 """
 
 from __future__ import annotations
@@ -8,26 +8,23 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import cv2
 import numpy as np
-import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
-from pisr_plugin.data.storage.image_files import PNG_LEVEL, SUFFIXES, opened_image
-from pisr_plugin.utils.errors import DataError, first_line
-from pisr_plugin.utils.files import replacing
+from pisr_plugin.data.storage.image_files import SUFFIXES, opened_image
+from pisr_plugin.utils.errors import DataError
 
 PHOTO_SUFFIXES = (*SUFFIXES, '.webp', '.avif')
 _READ = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP', 'AVIF')
 _MAX_PIXELS = 2**29  # of a photo to read: more than any camera's, and the result can still be held
 _ORIENTATION = 0x0112
-_EXIF, _GPS = 0x8769, 0x8825  # blocks of tags
-_WIDTH, _HEIGHT = 0xA002, 0xA003  # in the first of them
+# Values of that tag: rows and columns change places first, then their order is reversed.
+_SWAPPED, _REVERSED_ROWS, _REVERSED_COLUMNS = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
+EXIF_BLOCK, _GPS_BLOCK = 0x8769, 0x8825
 # Tags that describe the photo. The others describe the file: where a TIFF has its strips, how it is compressed.
 _KEPT = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
-_SPACES = {'L': b'GRAY', 'RGB': b'RGB '}  # what a profile must be for
 
 
 @dataclass(frozen=True)
@@ -65,65 +62,85 @@ FORMATS = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Photo:
-    """An upright photo.
+    """A decoded photo. Only the parts that are asked for are turned upright and converted.
 
     Attributes:
-        pixels: 8 bits per channel: an image of Pillow of mode L, LA, RGB or RGBA. 16 bits: an array (H, W, C), uint16,
-            C as in these modes.
+        decoded: The pixels as the file has them: an image of Pillow; for 16 bits per channel an array (H, W, C),
+            uint16, in OpenCV's order of colours.
+        orientation: How to turn them upright, 1 to 8, as EXIF numbers it.
+        mode: What they become: L, LA, RGB or RGBA.
+        has_16_bits: Whether they keep 16 bits per channel.
         exif: What the camera noted, without the orientation.
         profile: ICC profile of the colours; empty: none.
+        transform: Converts colours for print to sRGB.
     """
 
-    pixels: Image.Image | np.ndarray
+    decoded: Image.Image | np.ndarray
+    orientation: int
+    mode: str
+    has_16_bits: bool
     exif: Image.Exif
     profile: bytes = b''
+    transform: ImageCms.ImageCmsTransform | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        if isinstance(self.pixels, np.ndarray):
-            return self.pixels.shape[0], self.pixels.shape[1]
-        return self.pixels.height, self.pixels.width
+        """Height and width of the upright photo in pixels."""
+        image = self.decoded
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+        return (width, height) if self.orientation in _SWAPPED else (height, width)
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
-        """Returns rows and columns as an array (h, w, C). Slices may end beyond the photo."""
-        if isinstance(self.pixels, np.ndarray):
-            return self.pixels[part]
-        (top, bottom, _), (left, right, _) = (cut.indices(side) for cut, side in zip(part, self.size))
-        array = np.asarray(self.pixels.crop((left, top, right, bottom)))
-        return array.reshape(*array.shape[:2], -1)
-
-    def __setitem__(self, part: tuple[slice, slice], pixels: np.ndarray) -> None:
-        """Sets rows and columns to an array (h, w, C)."""
-        if isinstance(self.pixels, np.ndarray):
-            self.pixels[part] = pixels
-        else:
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-            self.pixels.paste(image, (part[1].start, part[0].start))
+        """Returns rows and columns of the upright photo as an array (h, w, C). Slices may end beyond the photo."""
+        height, width = self.size
+        (top, bottom, _), (left, right, _) = part[0].indices(height), part[1].indices(width)
+        if self.orientation in _REVERSED_ROWS:
+            top, bottom = height - bottom, height - top
+        if self.orientation in _REVERSED_COLUMNS:
+            left, right = width - right, width - left
+        if self.orientation in _SWAPPED:
+            top, bottom, left, right = left, right, top, bottom
+        pixels = self._converted(top, bottom, left, right)
+        if self.orientation in _SWAPPED:
+            pixels = pixels.swapaxes(0, 1)
+        if self.orientation in _REVERSED_ROWS:
+            pixels = pixels[::-1]
+        if self.orientation in _REVERSED_COLUMNS:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels)
 
     def array(self) -> np.ndarray:
         """Returns all pixels, (H, W) if gray, else (H, W, C)."""
         array = self[:, :]
         return array[..., 0] if array.shape[2] == 1 else array
 
-    def enlarged(self, scale: int) -> Photo:
-        """Returns a black photo ``scale`` times as large with the same metadata."""
-        height, width = (side * scale for side in self.size)
-        for tag, side in ((_WIDTH, width), (_HEIGHT, height)):
-            block = self.exif.get_ifd(_EXIF)
-            if tag in block:
-                block[tag] = side
-        if isinstance(self.pixels, np.ndarray):
-            pixels: Image.Image | np.ndarray = np.zeros((height, width, self.pixels.shape[2]), np.uint16)
+    def _converted(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """Returns a part of the decoded pixels in this photo's mode, not turned."""
+        if isinstance(self.decoded, np.ndarray):
+            part = self.decoded[top:bottom, left:right]
+            if part.shape[2] > 1:
+                part = part[..., [2, 1, 0, 3][: part.shape[2]]]
+            if self.has_16_bits:
+                return part
+            image = Image.fromarray(np.rint(part / 257).astype(np.uint8).squeeze(2 if part.shape[2] == 1 else ()))
         else:
-            pixels = Image.new(self.pixels.mode, (width, height))
-        return Photo(pixels, self.exif, self.profile)
+            image = self.decoded.crop((left, top, right, bottom))
+        if self.transform is not None:
+            image = self.transform.apply(image)
+        if image.has_transparency_data and not self.mode.endswith('A'):
+            image = image.convert(f'{self.mode}A')
+            white = Image.new(self.mode, image.size, 'white')
+            white.paste(image.convert(self.mode), mask=image.getchannel('A'))
+            image = white
+        else:
+            image = image.convert(self.mode)
+        return np.asarray(image).reshape(bottom - top, right - left, -1)
 
 
 def read_photo(path: Path, file_format: Format = FORMATS['png']) -> Photo:
-    """Decodes a photo and turns it upright.
+    """Decodes a photo.
 
     Colours for print (CMYK) become sRGB. The photo keeps what ``file_format`` can hold: where that has no transparency,
     the photo is laid on white; where it has no 16 bits, the photo is rounded to 8 bits. Of several pictures in a file
@@ -139,64 +156,23 @@ def read_photo(path: Path, file_format: Format = FORMATS['png']) -> Photo:
     with opened_image(path, _READ, _MAX_PIXELS) as image:
         exif, orientation = _metadata(image)
         profile = image.info.get('icc_profile') or b''
-        has_16_bits = _has_16_bits(path, image)
+        is_deep = _has_16_bits(path, image)
         image.load()
-        if has_16_bits:
-            pixels = _read_16_bits(path, 1 if image.format == 'TIFF' else orientation)  # OpenCV itself turns a TIFF
-            if file_format.holds_16_bits and (file_format.alpha or pixels.shape[2] % 2):
-                return Photo(pixels, exif, profile)
-            upright = Image.fromarray(np.rint(pixels / 257).astype(np.uint8).squeeze(2 if pixels.shape[2] == 1 else ()))
+        if image.format == 'TIFF':
+            orientation = 1  # Pillow and OpenCV themselves turn a TIFF
+        decoded: Image.Image | np.ndarray = image
+        transform = None
+        if is_deep:
+            image.close()  # frees Pillow's pixels; they have shown that the file is whole
+            decoded = _decode_16_bits(path)
+            mode = {1: 'L', 3: 'RGB', 4: 'RGBA'}[decoded.shape[2]]
+        elif image.mode == 'CMYK':
+            transform, profile, mode = _print_transform(profile), b'', 'RGB'
         else:
-            upright = ImageOps.exif_transpose(image) if orientation != 1 else image
-        if upright.mode == 'CMYK':
-            upright, profile = _from_print(upright, profile), b''
-        upright = upright.convert(_mode(upright))
-        if not file_format.alpha and upright.mode in ('LA', 'RGBA'):
-            white = Image.new(upright.mode.removesuffix('A'), upright.size, 'white')
-            white.paste(upright.convert(white.mode), mask=upright.getchannel('A'))
-            upright = white
-        return Photo(upright, exif, profile)
-
-
-def write_photo(path: Path, photo: Photo, file_format: Format, quality: int = 95) -> None:
-    """Writes a photo with its metadata; an exception or a killed process leaves no file under this name.
-
-    Args:
-        path: File to write.
-        photo: The photo.
-        file_format: Format of the file.
-        quality: For lossy formats, 1 to 100.
-
-    Raises:
-        DataError: the format cannot hold the photo.
-        OSError: the file cannot be written.
-    """
-    with replacing(path, durable=False) as file:
-        if isinstance(photo.pixels, np.ndarray):
-            _write_16_bits(file, photo, file_format)
-            return
-        image = photo.pixels
-        if not file_format.gray and image.mode in ('L', 'LA'):
-            image = image.convert('RGB' if image.mode == 'L' else 'RGBA')
-        options: dict[str, Any] = {'quality': quality, 'subsampling': '4:4:4'} if file_format.lossy else {}
-        if file_format.name == 'PNG':
-            options['compress_level'] = PNG_LEVEL
-        if file_format.name == 'TIFF':
-            options['compression'] = 'tiff_adobe_deflate'
-        if file_format.name != 'BMP':
-            options['icc_profile'] = _fitting(photo.profile, image.mode) or None
-            if len(photo.exif):
-                options['exif'] = photo.exif
-        target: Any = _Stream(file)
-        if file_format.name == 'TIFF':
-            target = file  # a stream would be put together in memory
-            options['exif'] = {tag: photo.exif[tag] for tag in _KEPT if tag in photo.exif}  # libtiff takes no blocks
-        try:
-            image.save(target, format=file_format.name, **options)
-        except OSError:
-            raise
-        except Exception as error:  # of several types, such as for a damaged profile
-            raise DataError(f'{path}: cannot be written as {file_format.name} ({first_line(error)})') from None
+            mode = _mode(image)
+        if not file_format.alpha:
+            mode = mode.removesuffix('A')
+        return Photo(decoded, orientation, mode, is_deep and file_format.holds_16_bits, exif, profile, transform)
 
 
 def check_size(path: Path, size: tuple[int, int], file_format: Format) -> None:
@@ -208,13 +184,6 @@ def check_size(path: Path, size: tuple[int, int], file_format: Format) -> None:
         )
 
 
-class _Stream:
-    """A file without ``fileno``: Pillow then writes through Python, whose errors say what happened: a full disk."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.write, self.flush, self.seek, self.tell = file.write, file.flush, file.seek, file.tell
-
-
 def _metadata(image: Image.Image) -> tuple[Image.Exif, int]:
     """Returns the EXIF tags to keep, and the orientation, 1 to 8. A damaged block gives no tags."""
     kept = Image.Exif()
@@ -224,7 +193,7 @@ def _metadata(image: Image.Image) -> tuple[Image.Exif, int]:
         if orientation not in range(1, 9):
             orientation = 1
         kept.update({tag: found[tag] for tag in _KEPT if tag in found})
-        for block in (_EXIF, _GPS):
+        for block in (EXIF_BLOCK, _GPS_BLOCK):
             if tags := found.get_ifd(block):
                 kept.get_ifd(block).update(tags)
                 kept[block] = kept.get_ifd(block)
@@ -247,51 +216,12 @@ def _has_16_bits(path: Path, image: Image.Image) -> bool:
     return False
 
 
-def _read_16_bits(path: Path, orientation: int) -> np.ndarray:
-    """Returns the pixels (H, W, C) of an image of 16 bits per channel, which Pillow has found to be whole."""
+def _decode_16_bits(path: Path) -> np.ndarray:
+    """Returns the pixels (H, W, C) of an image of 16 bits per channel as OpenCV decodes them."""
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError('these 16-bit pixels cannot be read')
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
     return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def _write_16_bits(file: IO[bytes], photo: Photo, file_format: Format) -> None:
-    pixels: np.ndarray = photo.pixels  # type: ignore[assignment]  # the caller has looked
-    gray = pixels.shape[2] == 1
-    profile = _fitting(photo.profile, 'L' if gray else 'RGB')
-    if file_format.name == 'TIFF':
-        tifffile.imwrite(
-            file,
-            pixels[..., 0] if gray else pixels,
-            photometric='minisblack' if gray else 'rgb',
-            compression='zlib',
-            iccprofile=profile or None,
-            extrasamples=['unassalpha'] if pixels.shape[2] == 4 else None,
-            metadata=None,
-        )
-        return
-    if not gray:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-    known = {'IMAGE_METADATA_ICCP': profile, 'IMAGE_METADATA_EXIF': photo.exif.tobytes() if len(photo.exif) else b''}
-    blocks = {
-        getattr(cv2, name): np.frombuffer(block, np.uint8)
-        for name, block in known.items()
-        if block and hasattr(cv2, name)
-    }
-    options = [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL]
-    if blocks:
-        encoded = cv2.imencodeWithMetadata('.png', pixels, list(blocks), list(blocks.values()), options)[1]
-    else:
-        encoded = cv2.imencode('.png', pixels, options)[1]
-    file.write(encoded.data)
 
 
 def _mode(image: Image.Image) -> str:
@@ -306,20 +236,9 @@ def _mode(image: Image.Image) -> str:
     return f'{mode}A' if image.has_transparency_data else mode
 
 
-def _from_print(image: Image.Image, profile: bytes) -> Image.Image:
-    """Converts colours for print to sRGB, by their profile if they have a good one."""
-    if profile:
-        try:
-            converted = ImageCms.profileToProfile(
-                image, io.BytesIO(profile), ImageCms.createProfile('sRGB'), outputMode='RGB'
-            )
-        except ImageCms.PyCMSError:
-            converted = None
-        if converted is not None:
-            return converted
-    return image.convert('RGB')
-
-
-def _fitting(profile: bytes, mode: str) -> bytes:
-    """Returns a profile if it is for colours of this mode; a gray image saved as RGB, for one, has lost its profile."""
-    return profile if profile[16:20] == _SPACES[mode.removesuffix('A')] else b''
+def _print_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """Returns the conversion from colours for print to sRGB; None: they have no good profile."""
+    try:
+        return ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile('sRGB'), 'CMYK', 'RGB')
+    except ImageCms.PyCMSError:
+        return None
