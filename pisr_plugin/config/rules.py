@@ -7,12 +7,12 @@ A rule is an object with ``check(value, option_path, problems)``, which appends 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY, Registry
 
+from pisr_plugin.utils.checks import is_number, is_whole
 from pisr_plugin.utils.docstrings import argument_docs, first_sentence
 from pisr_plugin.utils.errors import OptionsError, did_you_mean, shown
 from pisr_plugin.utils.files import name_as_folder
@@ -103,15 +103,9 @@ class Number(Plain):
         tests = [test for _, _, test in limits.values()]
         super().__init__(
             ' '.join(words),
-            lambda v: _is_number(v, whole) and all(test(v) for test in tests),
+            lambda v: (is_whole(v) if whole else is_number(v)) and all(test(v) for test in tests),
             loosely('integer' if whole else 'number', **{keyword: n for keyword, (n, _, _) in limits.items()}),
         )
-
-
-def _is_number(value: Any, whole: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        return False
-    return isinstance(value, int) or math.isfinite(value)
 
 
 class ListOf(Rule):

@@ -49,6 +49,7 @@ from pisr_plugin.degradations.registry import DEGRADATION_REGISTRY
 from pisr_plugin.evaluation.protocol import PROTOCOLS
 from pisr_plugin.models.optimizers import argument_mistakes, find_optimizer, is_usable, optimizers
 from pisr_plugin.models.step import StepOptions
+from pisr_plugin.utils.checks import is_whole
 from pisr_plugin.utils.docstrings import argument_docs, option_docs
 from pisr_plugin.utils.errors import OptionsError, did_you_mean
 
@@ -396,7 +397,7 @@ def stage_rule(options: Mapping, is_train: bool = False) -> Fields:
             ),
             'num_gpu': Plain(
                 "a whole number from 0 on or 'auto'",
-                lambda v: v == 'auto' or (isinstance(v, int) and not isinstance(v, bool) and v >= 0),
+                lambda v: v == 'auto' or is_whole(v, 0),
                 loosely('integer', minimum=0) | {'pattern': f'^auto$|{REFERENCE}'},
             ),
             'dist_params': DIST_PARAMS,

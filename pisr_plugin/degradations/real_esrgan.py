@@ -12,15 +12,8 @@ from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils import DiffJPEG
 from torch import Tensor
 
-from pisr_plugin.degradations.registry import (
-    DEGRADATION_REGISTRY,
-    checked_number,
-    checked_range,
-    checked_whole,
-    is_number,
-    random_stream,
-    samples_of_rank,
-)
+from pisr_plugin.degradations.registry import DEGRADATION_REGISTRY, random_stream, samples_of_rank
+from pisr_plugin.utils.checks import checked_number, checked_range, checked_whole, is_number
 from pisr_plugin.utils.errors import OptionsError
 from pisr_plugin.utils.random_state import seeded
 

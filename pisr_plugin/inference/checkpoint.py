@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pisr_plugin.utils.checks import is_whole
 from pisr_plugin.utils.errors import CheckpointError, first_line
 from pisr_plugin.utils.files import replacing
 
@@ -137,10 +139,6 @@ def check_training_state(state: object, path: str | os.PathLike) -> None:
             raise CheckpointError(f'{path}: {key}: wrong value (found {_short(state[key])}). Expected {expected}.')
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
 def _is_dicts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
@@ -158,19 +156,20 @@ def _is_best(value: object) -> bool:
         isinstance(record, dict)
         and record.get('better') in ('higher', 'lower')
         and type(record.get('val')) in (int, float)
-        and type(record.get('iter')) is int
+        and is_whole(record.get('iter'))
         for record in records
     )
 
 
+_is_count = functools.partial(is_whole, low=0)
 # of each key: whether every state has it (states of stock BasicSR too), whether a value fits, what is expected
-_STATE = {
+_STATE: Mapping[str, tuple[bool, Callable[[Any], bool], str]] = {
     'epoch': (True, _is_count, 'a whole number from 0 on'),
     'iter': (True, _is_count, 'a whole number from 0 on'),
     'optimizers': (True, _is_dicts, 'a list of state dicts'),
     'schedulers': (True, _is_dicts, 'a list of state dicts'),
     'networks': (False, _is_files, 'a list of file names'),
-    'world_size': (False, lambda value: _is_count(value) and value > 0, 'a whole number from 1 on'),
+    'world_size': (False, lambda value: is_whole(value, 1), 'a whole number from 1 on'),
     'random_states': (False, _is_dicts, 'a list of dicts'),
     'nonfinite': (False, _is_count, 'a whole number from 0 on'),
     'best_metric_results': (False, _is_best, "BasicSR's record of the best metrics"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pisr_plugin.inference.checkpoint import check_training_state, tensor_problem
 from pisr_plugin.utils import random_state
+from pisr_plugin.utils.checks import is_number
 from pisr_plugin.utils.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _stepped(optimizer: torch.optim.Optimizer) -> tuple[list[Mapping[str, Any]],
 
 def _check_like(value: object, like: object, place: str) -> None:
     """Raises ValueError unless a value of a file has the structure, types and shapes of ``like`` and is finite."""
-    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    number = is_number(value)
     if isinstance(like, Tensor):
         if like.ndim == 0 and number:
             return

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pisr_plugin.data.storage.text_files import read_text
+from pisr_plugin.utils.checks import is_whole
 from pisr_plugin.utils.errors import DataError
 from pisr_plugin.utils.files import write_whole
 
@@ -88,16 +89,13 @@ def read_record(root: Path) -> dict:
 def _wrong_key(record: object) -> str | None:
     """Returns the first key of a record whose value is missing or impossible."""
 
-    def whole(value: object, low: int, high: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
     def scales(value: object) -> bool:
-        return isinstance(value, list) and all(whole(scale, 2, MOST_SCALE) for scale in value)
+        return isinstance(value, list) and all(is_whole(scale, 2, MOST_SCALE) for scale in value)
 
     def counts(value: object, name: str, high: int) -> bool:
         if not isinstance(value, dict):
             return False
-        return all(re.fullmatch(name, key) and whole(count, 0, high) for key, count in value.items())
+        return all(re.fullmatch(name, key) and is_whole(count, 0, high) for key, count in value.items())
 
     rules = {
         'options': lambda value: isinstance(value, dict),
