@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pisr_plugin.utils.checks import check_choice, check_int
+from pisr_plugin.utils.checks import check_choice, check_int, check_ints
 
 
 def check_same_channels(num_in_ch: int, num_out_ch: int) -> None:
@@ -151,10 +151,8 @@ class DistillationNet(nn.Module):
         min_feat: int,
     ) -> None:
         super().__init__()
-        check_int('num_in_ch', num_in_ch)
-        check_int('num_out_ch', num_out_ch)
+        check_ints(num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_block=num_block)
         check_int('num_feat', num_feat, minimum=min_feat)
-        check_int('num_block', num_block)
         check_int('upscale', upscale, minimum=2)
         blocks = {f'{prefix}{i}': block(num_feat) for i in range(1, num_block + 1)}
         self.block_names = list(blocks)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
 
-from pisr_plugin.data.loading.prefetcher import DeviceLoader, Prefetcher
+from pisr_plugin.data.loading.prefetcher import Prefetcher
 from pisr_plugin.data.loading.sampler import InfiniteSampler
 from pisr_plugin.data.loading.seeded_dataset import SeededDataset
 from pisr_plugin.data.loading.worker_loader import WorkerLoader
@@ -25,7 +26,7 @@ class TrainLoader:
         sampler: Sampler that chooses the samples of each batch.
     """
 
-    def __init__(self, batches: WorkerLoader | Prefetcher | DeviceLoader, sampler: InfiniteSampler) -> None:
+    def __init__(self, batches: WorkerLoader | Prefetcher | Generator, sampler: InfiniteSampler) -> None:
         self._batches = batches
         self._sampler = sampler
         self._is_open = True
@@ -101,7 +102,7 @@ def build_train_loader(
         raise DataError(f'{name}: {options.get("name", "the dataset")} holds no images.')
     sampler = InfiniteSampler(len(dataset), options['batch_size_per_gpu'], seed, rank, world_size)
     if not hasattr(dataset, 'batch'):
-        batches: WorkerLoader | Prefetcher | DeviceLoader = WorkerLoader(
+        batches: WorkerLoader | Prefetcher | Generator = WorkerLoader(
             SeededDataset(dataset, name),
             sampler,
             start_iter,
@@ -112,10 +113,11 @@ def build_train_loader(
         )
     elif getattr(dataset, 'on_device', False):
         dataset.to(device)
+        every_draw = (sampler(number) for number in itertools.count(start_iter))
         if indices_only:
-            batches = DeviceLoader(lambda number: {'indices': dataset.gather_indices(sampler(number))}, start_iter)
+            batches = ({'indices': dataset.gather_indices(draws)} for draws in every_draw)
         else:
-            batches = DeviceLoader(lambda number: dataset.batch(sampler(number)), start_iter)
+            batches = (dataset.batch(draws) for draws in every_draw)
     else:
         batches = Prefetcher(lambda number: dataset.batch(sampler(number)), start_iter, device)
     return TrainLoader(batches, sampler)

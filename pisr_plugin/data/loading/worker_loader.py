@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import multiprocessing
 import signal
 import sys
@@ -52,7 +53,7 @@ class WorkerLoader:
         self._num_workers = num_workers
         loader = DataLoader(
             dataset,
-            batch_sampler=_SeededIndices(sampler, first),
+            batch_sampler=_seeded_indices(sampler, first),
             num_workers=num_workers,
             collate_fn=dataset.collate,
             pin_memory=pin_memory,
@@ -65,9 +66,6 @@ class WorkerLoader:
         self._close = weakref.finalize(self, _stop_workers, self._batches)
         # The last registered function runs first: multiprocessing's would wait for workers that only this one stops.
         atexit.register(self._close)
-
-    def __iter__(self) -> WorkerLoader:
-        return self
 
     def __next__(self) -> dict[str, Any]:
         """Returns the next batch.
@@ -98,19 +96,10 @@ class WorkerLoader:
         return value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-class _SeededIndices:
+def _seeded_indices(sampler: InfiniteSampler, first: int) -> Iterator[list[tuple[int, int]]]:
     """Yields the indices and seeds of one batch after the other, without end."""
-
-    def __init__(self, sampler: InfiniteSampler, first: int) -> None:
-        self._sampler = sampler
-        self._first = first
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        number = self._first
-        while True:
-            draws = self._sampler(number)
-            yield list(zip(draws.indices.tolist(), draws.seeds.tolist()))
-            number += 1
+    for draws in map(sampler, itertools.count(first)):
+        yield list(zip(draws.indices.tolist(), draws.seeds.tolist()))
 
 
 def _start_worker(_: int) -> None:
