@@ -17,10 +17,10 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from pisr_plugin.archs.network_info import argument
-from pisr_plugin.data.storage.text_files import read_text
 from pisr_plugin.utils.checks import is_number, is_whole
 from pisr_plugin.utils.errors import CheckpointError, DataError, did_you_mean, shown
 from pisr_plugin.utils.files import write_whole
+from pisr_plugin.utils.text_files import read_json_of_kind
 
 KIND = {'kind': 'model card', 'version': 1}
 COLORS = ('y', 'rgb')
@@ -114,14 +114,7 @@ def read_card(path: str | os.PathLike) -> Card:
         DataError: the file is missing, no card, or a value of it does not fit; the message names the key.
     """
     path = card_file(path)
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path} is not JSON: {error}') from None
-    if not isinstance(content, dict) or content.get('kind') != KIND['kind']:
-        raise DataError(f"{path} is not a model card. Expected kind: '{KIND['kind']}'.")
-    if content.get('version') != KIND['version']:
-        raise DataError(f'{path}: version: unknown (found {shown(content.get("version"))}). Expected 1.')
+    content = read_json_of_kind(path, KIND)
     for key, value in content.items():
         if key not in (*_FIELDS, *KIND):
             raise DataError(f'{path}: {key}: no such key. {did_you_mean(key, _FIELDS)}')

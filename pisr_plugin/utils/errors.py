@@ -67,5 +67,8 @@ def first_line(error: BaseException) -> str:
 
 def shown(value: object) -> str:
     """A value as a message shows it, at most 80 characters long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # a file may hold lists in lists without end
+        text = f'a deep {type(value).__name__}'
     return text if len(text) <= 80 else f'{text[:77]}...'

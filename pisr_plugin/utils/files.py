@@ -1,8 +1,7 @@
-"""Writes files whole or not at all, locks them, reads files of records."""
+"""Writes files and folders whole or not at all, locks files, checks names of folders."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -86,28 +85,6 @@ def locked(path: str | os.PathLike, patience: float = 60) -> Iterator[bool]:
         yield lock.is_locked
     finally:
         lock.release()
-
-
-def read_records(path: str | os.PathLike) -> list[dict]:
-    """Reads the records of a file with one JSON object in each line, such as ``metrics.jsonl``.
-
-    A kill, a full disk or a damaged disk may leave lines that are no record. They are skipped.
-
-    Args:
-        path: The file; no records are in a file that does not exist.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and line.endswith('\n'):
-            records.append(record)
-    return records
 
 
 def name_as_folder(name: object, option_path: str, parent: Path | None = None) -> str:

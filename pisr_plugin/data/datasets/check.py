@@ -11,8 +11,8 @@ from pisr_plugin.data.storage.lmdb_env import read_keys
 from pisr_plugin.data.storage.png_lmdb import read_meta_info
 from pisr_plugin.data.storage.raw_lmdb import LIST as RAW_LIST
 from pisr_plugin.data.storage.raw_lmdb import read_raw_info
-from pisr_plugin.data.storage.text_files import read_text
 from pisr_plugin.utils.errors import DataError, OptionsError, did_you_mean
+from pisr_plugin.utils.text_files import read_text
 
 Sizes = dict[str, tuple[int, int]]
 

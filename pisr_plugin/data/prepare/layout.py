@@ -16,10 +16,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pisr_plugin.data.storage.text_files import read_text
 from pisr_plugin.utils.checks import is_whole
 from pisr_plugin.utils.errors import DataError
 from pisr_plugin.utils.files import write_whole
+from pisr_plugin.utils.text_files import read_json
 
 RECORD = 'prepare.json'
 PARTS = ('images', 'lmdb', 'raw')  # of a data set: PNG files, LMDBs of them, LMDBs of decoded images
@@ -75,10 +75,7 @@ def read_record(root: Path) -> dict:
     path = root / RECORD
     if not path.exists():
         raise DataError(f'{root}: it has no {RECORD}, so it was not built by prepare_data.')
-    try:
-        record = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path}: cannot be read: {error}. Build the data set again.') from None
+    record = read_json(path, 'Build the data set again.')
     wrong = _wrong_key(record)
     if wrong:
         raise DataError(f'{path}: {wrong}: missing or impossible. Build the data set again in another folder.')

@@ -1,0 +1,106 @@
+"""Reads text files whole, within a limit: plain, as JSON, as records."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pisr_plugin.utils.errors import DataError, shown
+
+MOST_BYTES = 1 << 28  # a list of five million images
+
+
+def require_regular_file(path: Path) -> None:
+    """Refuses a folder, a FIFO or a device, on which reading could wait for ever.
+
+    Raises:
+        DataError: ``path`` is not a regular file.
+        OSError: the file system cannot find it.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(f'{path}: not a regular file.')
+
+
+def read_text(path: Path, hint: str = '', most: int = MOST_BYTES) -> str:
+    """Reads a whole text file in UTF-8, without the byte order mark that some editors write.
+
+    Args:
+        path: The file.
+        hint: A sentence that the error message ends with.
+        most: Largest size of the file in bytes.
+
+    Raises:
+        DataError: the file is missing, not a regular file, too large or not UTF-8.
+    """
+    try:
+        require_regular_file(path)
+        if path.stat().st_size > most:
+            raise DataError(f'{path}: too large (found {path.stat().st_size} bytes). Expected at most {most}.')
+        return path.read_bytes().decode('utf-8-sig')
+    except FileNotFoundError:
+        reason = 'does not exist'
+    except UnicodeDecodeError:
+        reason = 'not a text file in utf-8'
+    except (OSError, ValueError) as error:  # no permission; a NUL in the name
+        reason = getattr(error, 'strerror', None) or str(error)
+    raise DataError(f'{path}: {reason}. {hint}'.rstrip())
+
+
+def read_json(path: Path, hint: str = '', most: int = MOST_BYTES) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path, hint, most: As for :func:`read_text`.
+
+    Raises:
+        DataError: as :func:`read_text`, or the file is not JSON.
+    """
+    try:
+        return json.loads(read_text(path, hint, most))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{path} is not JSON: {error}. {hint}'.rstrip()) from None
+
+
+def read_json_of_kind(path: Path, expected: Mapping[str, Any], hint: str = '', most: int = MOST_BYTES) -> dict:
+    """Reads a JSON file that says what it is.
+
+    Args:
+        path, hint, most: As for :func:`read_text`.
+        expected: The ``kind`` and ``version`` that the file must have.
+
+    Raises:
+        DataError: as :func:`read_json`, or the file is of another kind or version.
+    """
+    content = read_json(path, hint, most)
+    if not isinstance(content, dict) or content.get('kind') != expected['kind']:
+        raise DataError(f'{path} is not the right file. Expected kind: {expected["kind"]!r}.')
+    if content.get('version') != expected['version']:
+        found = shown(content.get('version'))
+        raise DataError(f'{path}: version: unknown (found {found}). Expected {expected["version"]}.')
+    return content
+
+
+def read_records(path: str | os.PathLike) -> list[dict]:
+    """Reads the records of a file with one JSON object in each line, such as ``metrics.jsonl``.
+
+    A kill, a full disk or a damaged disk may leave lines that are no record. They are skipped.
+
+    Args:
+        path: The file; no records are in a file that does not exist.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and line.endswith('\n'):
+            records.append(record)
+    return records
