@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pisr_plugin.utils.errors import DataError, shown
 from pisr_plugin.utils.files import write_whole
-from pisr_plugin.utils.text_files import read_json_of_kind
+from pisr_plugin.utils.text_files import read_json
 
 if TYPE_CHECKING:
     from pisr_plugin.evaluation.measure import DatasetResult
@@ -357,7 +357,7 @@ def read_evaluation(path: str | Path) -> Evaluation:
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     hint = f'Expected a folder of results that has an {FILE}, or the file itself.'
-    content = read_json_of_kind(path, KIND, hint, LARGEST_FILE)
+    content = read_json(path, hint, LARGEST_FILE, KIND)
     reader = _Reader(path)
     evaluation = reader.read(Evaluation, content, '')
     evaluation.path, evaluation.missing = path, reader.missing

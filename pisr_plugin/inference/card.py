@@ -20,7 +20,7 @@ from pisr_plugin.archs.network_info import argument
 from pisr_plugin.utils.checks import is_number, is_whole
 from pisr_plugin.utils.errors import CheckpointError, DataError, did_you_mean, shown
 from pisr_plugin.utils.files import write_whole
-from pisr_plugin.utils.text_files import read_json_of_kind
+from pisr_plugin.utils.text_files import read_json
 
 KIND = {'kind': 'model card', 'version': 1}
 COLORS = ('y', 'rgb')
@@ -114,7 +114,7 @@ def read_card(path: str | os.PathLike) -> Card:
         DataError: the file is missing, no card, or a value of it does not fit; the message names the key.
     """
     path = card_file(path)
-    content = read_json_of_kind(path, KIND)
+    content = read_json(path, expected=KIND)
     for key, value in content.items():
         if key not in (*_FIELDS, *KIND):
             raise DataError(f'{path}: {key}: no such key. {did_you_mean(key, _FIELDS)}')

@@ -50,37 +50,20 @@ def read_text(path: Path, hint: str = '', most: int = MOST_BYTES) -> str:
     raise DataError(f'{path}: {reason}. {hint}'.rstrip())
 
 
-def read_json(path: Path, hint: str = '', most: int = MOST_BYTES) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        path, hint, most: As for :func:`read_text`.
+def read_json(path: Path, hint: str = '', most: int = MOST_BYTES, expected: Mapping[str, Any] | None = None) -> Any:
+    """Reads a JSON file; the arguments are those of :func:`read_text`, and the ``kind`` and ``version`` expected in it.
 
     Raises:
-        DataError: as :func:`read_text`, or the file is not JSON.
+        DataError: as :func:`read_text`, or the file is not JSON, or of another kind or version.
     """
     try:
-        return json.loads(read_text(path, hint, most))
+        content = json.loads(read_text(path, hint, most))
     except (ValueError, RecursionError) as error:
         raise DataError(f'{path} is not JSON: {error}. {hint}'.rstrip()) from None
-
-
-def read_json_of_kind(path: Path, expected: Mapping[str, Any], hint: str = '', most: int = MOST_BYTES) -> dict:
-    """Reads a JSON file that says what it is.
-
-    Args:
-        path, hint, most: As for :func:`read_text`.
-        expected: The ``kind`` and ``version`` that the file must have.
-
-    Raises:
-        DataError: as :func:`read_json`, or the file is of another kind or version.
-    """
-    content = read_json(path, hint, most)
-    if not isinstance(content, dict) or content.get('kind') != expected['kind']:
-        raise DataError(f'{path} is not the right file. Expected kind: {expected["kind"]!r}.')
-    if content.get('version') != expected['version']:
-        found = shown(content.get('version'))
-        raise DataError(f'{path}: version: unknown (found {found}). Expected {expected["version"]}.')
+    for key, value in (expected or {}).items():
+        found = content.get(key) if isinstance(content, dict) else None
+        if found != value:
+            raise DataError(f'{path}: {key}: unknown (found {shown(found)}). Expected {value!r}.')
     return content
 
 
