@@ -57,7 +57,7 @@ def test_reads_the_folder_or_the_file(results):
 @pytest.mark.parametrize(
     ('edit', 'message'),
     [
-        (lambda c: c.update(kind='table'), "Expected kind: 'evaluation'"),
+        (lambda c: c.update(kind='table'), "kind: unknown .found 'table'.. Expected 'evaluation'"),
         (lambda c: c.update(version=9), r'version: unknown \(found 9\). Expected 1'),
         (lambda c: c.update(rows=[]), 'rows: empty'),
         (

@@ -50,7 +50,6 @@ def test(args: argparse.Namespace) -> int:
     from pisr_plugin.engine.stage_card import add_measured
     from pisr_plugin.engine.test import (
         bicubic,
-        check_test_sets,
         describe,
         evaluate,
         save_ground_truth,
@@ -74,11 +73,10 @@ def test(args: argparse.Namespace) -> int:
         raise CheckpointError(
             f'nothing to test; none of these exists:\n{missing}\nTrain first, or name a file: --weights FILE'
         )
-    for stage in present:
-        if args.sets:
+    if args.sets:
+        for stage in present:
             stage.options['datasets'] = _sets(args.sets, next(iter(stage.options['datasets'].values())))
-            check_test_sets(stage.options['datasets'])
-    if not args.sets:
+    else:
         check_data(present[0])
 
     folder = present[0].folder.parent
@@ -133,7 +131,7 @@ def _named_checkpoints(stages: list[Stage], entries: list[str]) -> list[Stage]:
 def _sets(entries: list[str], like: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Makes the options of a test set for each ``NAME=FOLDER``, with the ``color`` of the one that it replaces."""
     color = {'color': like['color']} if 'color' in like else {}
-    sets = {}
+    sets: dict[str, dict[str, Any]] = {}
     for number, entry in enumerate(entries):
         name, equals, folder = entry.partition('=')
         if not equals or not Path(folder).expanduser().is_dir():
@@ -141,5 +139,8 @@ def _sets(entries: list[str], like: Mapping[str, Any]) -> dict[str, dict[str, An
                 f'--sets {entry}: no folder of that name. Expected a name and a folder of HR images, such as '
                 'Set5=datasets/Set5/HR.'
             )
+        name_as_folder(name, f'--sets {entry}')
+        if name in (other['name'] for other in sets.values()):
+            raise OptionsError(f'--sets {entry}: another set has this name (found {name!r}). Expected one for each.')
         sets[f'test_{number}'] = {'name': name, 'type': 'PairedImageDataset', 'dataroot_gt': folder, **color}
     return sets

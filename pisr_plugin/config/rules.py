@@ -12,6 +12,7 @@ from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY, Registry
 
+from pisr_plugin.config.compose import below
 from pisr_plugin.utils.checks import is_number, is_whole
 from pisr_plugin.utils.docstrings import argument_docs, first_sentence
 from pisr_plugin.utils.errors import OptionsError, did_you_mean, shown
@@ -220,7 +221,7 @@ class Fields(Rule):
             problems.append(wrong(option_path, value, 'a mapping'))
             return
         for key, item in value.items():
-            where = f'{option_path}.{key}' if option_path else str(key)
+            where = below(option_path, key)
             rule = self.rules.get(key)
             if rule is None:
                 rule = next((rule for prefix, rule in self.patterns.items() if str(key).startswith(prefix)), None)
@@ -232,7 +233,7 @@ class Fields(Rule):
                 )
         for key in self.required:
             if value.get(key) is None:
-                problems.append(f'{f"{option_path}.{key}" if option_path else key}: missing')
+                problems.append(f'{below(option_path, key)}: missing')
 
     def json(self, defs: dict[str, dict]) -> dict:
         return mapping(

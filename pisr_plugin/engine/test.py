@@ -37,7 +37,7 @@ def test_stage(stage: Stage, named: Collection[str] = frozenset(), save_img: boo
         save_img: Whether reconstructions are saved.
 
     Raises:
-        OptionsError: the recipe names no test sets or metrics, or two test sets of one name.
+        OptionsError: the recipe names no test sets or metrics.
     """
     options = deepcopy(stage.options)
     label = stage.network[-1]
@@ -67,28 +67,7 @@ def test_stage(stage: Stage, named: Collection[str] = frozenset(), save_img: boo
         'save_img': save_img,
     }
     options.pop('logger', None)
-    check_test_sets(options['datasets'])
     return Stage(stage.name, options, Path.cwd() / 'results' / stage.recipe / (stage.name or 'test'))
-
-
-def check_test_sets(datasets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Checks the names of test sets, which become folders and columns.
-
-    Args:
-        datasets: Blocks of the options by phase.
-
-    Raises:
-        OptionsError: a name cannot be a folder's, or two test sets share one.
-    """
-    phases: dict[str, str] = {}
-    for phase, block in datasets.items():
-        place = f'datasets.{phase}.name'
-        name = name_as_folder(block.get('name'), place)
-        if name in phases:
-            raise OptionsError(
-                f'{place}: datasets.{phases[name]} has this name too (found {name!r}). Expected a name for each.'
-            )
-        phases[name] = phase
 
 
 def weights_of(stage: Stage) -> Path:
