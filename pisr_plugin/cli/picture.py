@@ -17,13 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = common.recipe_parser('Draw bicubic, student and ground truth side by side.')
     parser.add_argument('--dataset', default='val', help='key of the test set in the recipe (default: val)')
     parser.add_argument('--image', help="the image's name (default: the set's first)")
-    parser.add_argument(
-        '--crop',
-        type=int,
-        nargs=3,
-        metavar=('X', 'Y', 'SIZE'),
-        help='the part to show, in HR pixels (default: 96 pixels where the student gains most)',
-    )
+    common.add_crop_flag(parser)
     common.add_protocol_flag(parser)
     parser.add_argument('-o', '--output', type=Path, help='PNG or SVG file (default: results/<recipe>/<image>.png)')
     args = parser.parse_args(argv)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pisr_plugin.cli import common
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
-from pisr_plugin.utils.files import archive_name, name_as_folder, replacing_folder
+from pisr_plugin.utils.files import name_as_folder
 
 if TYPE_CHECKING:
     from pisr_plugin.config.stages import Stage
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def test(args: argparse.Namespace) -> int:
     """Tests the stages that the flags ask for, prints a table and returns the exit code."""
-    from pisr_plugin.config.runtime import check_data, make_folder
+    from pisr_plugin.config.runtime import check_data
     from pisr_plugin.config.schema import check_options
     from pisr_plugin.config.stages import select, unroll
     from pisr_plugin.engine.stage_card import add_measured
@@ -85,9 +85,7 @@ def test(args: argparse.Namespace) -> int:
     if not args.bicubic:
         runs += [(stage, weights_of(stage)) for stage in present]
     how = {'self_ensemble': args.self_ensemble, 'tf32': args.tf32}
-    make_folder(folder.parent)
-    archive = archive_name(folder)
-    with replacing_folder(folder, archive) as unfinished:
+    with common.results_folder(folder) as unfinished:
         rows = [
             evaluate(stage, weights, protocol, unfinished, save_img=args.save_img, compile=args.compile, **how)
             for stage, weights in runs
@@ -102,8 +100,6 @@ def test(args: argparse.Namespace) -> int:
             if weights in trained:
                 add_measured(trained[weights], row, protocol.name)
     print(to_markdown(evaluation))
-    if archive.exists():
-        print(f'The earlier results were moved to {archive}')
     print(f'Saved in {folder}')
     return 0
 

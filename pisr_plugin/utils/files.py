@@ -126,21 +126,23 @@ def name_as_folder(name: object, option_path: str, parent: Path | None = None) -
 
 
 @contextmanager
-def replacing_folder(folder: Path, archive: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Yields a folder to fill; when the block ends well it takes the place of ``folder``, else that stays as it was.
+
+    It also yields where an earlier ``folder`` is moved to.
 
     Args:
         folder: The folder to be. Its parent exists.
-        archive: Where an earlier ``folder`` is moved to.
 
     Raises:
         OSError: a folder cannot be created or moved.
     """
+    archive = archive_name(folder)
     temporary = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        yield temporary, archive
         if folder.exists():
             folder.rename(archive)
         temporary.rename(folder)
