@@ -16,7 +16,7 @@ from pisr_plugin.config.stages import Stage
 from pisr_plugin.data.storage.image_files import write_png
 from pisr_plugin.evaluation.complexity import count
 from pisr_plugin.evaluation.measure import DatasetResult, borders, measure
-from pisr_plugin.evaluation.protocol import PROTOCOLS, Protocol, as_rgb
+from pisr_plugin.evaluation.protocol import Protocol, as_rgb
 from pisr_plugin.evaluation.results import Evaluation, ProtocolRecord, Row, Run
 from pisr_plugin.evaluation.test_images import read_images
 from pisr_plugin.inference.descriptor import ModelDescriptor, load_model
@@ -25,6 +25,7 @@ from pisr_plugin.utils.devices import device_name, precision
 from pisr_plugin.utils.errors import OptionsError
 from pisr_plugin.utils.files import name_as_folder
 from pisr_plugin.utils.logging import quiet
+from pisr_plugin.utils.resize import crop_to_multiple
 from pisr_plugin.version import __version__
 
 
@@ -114,9 +115,9 @@ def evaluate(
             results[dataset['name']] = measure(
                 candidate, dataset, protocol, metrics, self_ensemble=self_ensemble, pictures=pictures
             )
-    if weights is None:
-        return Row.of(candidate.name, {options.get('manual_seed', 0): results}, role='bicubic', network='bicubic')
     seed = options.get('manual_seed', 0)
+    if weights is None:
+        return Row.of(candidate.name, {seed: results}, role='bicubic', network='bicubic')
     return Row.of(
         candidate.name,
         {seed: results},
@@ -228,7 +229,7 @@ def save_ground_truth(options: Mapping[str, Any], folder: Path) -> dict[str, dic
         make_folder(target)
         saved[dataset['name']] = {}
         for sample in read_images({**dataset, 'scale': options['scale'], 'phase': 'val'}):
-            gt = PROTOCOLS['basicsr'].ground_truth(sample.gt, options['scale'])
+            gt = crop_to_multiple(sample.gt, options['scale'])
             saved[dataset['name']][sample.name] = path = target / f'{sample.name}.png'
             write_png(path, np.ascontiguousarray(as_rgb(gt)))
     return saved

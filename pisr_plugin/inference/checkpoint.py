@@ -106,20 +106,6 @@ def _check_sums(file: BinaryIO) -> None:
         raise ValueError(f'the checksum of {changed} in it is wrong')
 
 
-def load_training_state(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a training state, and checks all of it that needs no model.
-
-    Args:
-        path: A ``.state`` file.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or is not a training state.
-    """
-    state = load_file_safely(path)
-    check_training_state(state, path)
-    return state
-
-
 def check_training_state(state: object, path: str | os.PathLike) -> None:
     """Checks all of a training state that needs no model.
 
@@ -191,7 +177,9 @@ def load_weights(path: str | os.PathLike, param_key: str | None = 'params') -> d
     """
     weights = _without_module(_read(path, param_key))
     for key, value in weights.items():
-        _check_tensor(path, key, value)
+        problem = tensor_problem(value)
+        if problem:
+            raise CheckpointError(f'{path}: {key}: {problem}')
     return weights
 
 
@@ -212,20 +200,6 @@ def _read(path: str | os.PathLike, param_key: str | None) -> Mapping[str, Tensor
         found = f'keys {", ".join(map(_short, list(content)[:5]))}' if is_mapping else type(content).__name__
         raise CheckpointError(f'{path} holds no network weights (found {found}). Expected tensors by name.')
     return content
-
-
-def _check_tensor(path: str | os.PathLike, key: str, value: Tensor, like: Tensor | None = None) -> None:
-    """Raises unless a tensor of a file can be copied into a network and be computed with.
-
-    Args:
-        path: The file, for the message.
-        key: Name of the tensor.
-        value: The tensor of the file.
-        like: The network's tensor of this name and shape, if there is a network.
-    """
-    problem = tensor_problem(value, like)
-    if problem:
-        raise CheckpointError(f'{path}: {key}: {problem}')
 
 
 def tensor_problem(value: Tensor, like: Tensor | None = None) -> str | None:
@@ -302,7 +276,9 @@ def load_network(
         raise CheckpointError('\n'.join([*lines, f'  The file {found}.'] if found else lines))
     fitting = {key: value for key, value in weights.items() if key in own and key not in reshaped}
     for key, value in fitting.items():
-        _check_tensor(path, key, value, own[key])
+        problem = tensor_problem(value, own[key])
+        if problem:
+            raise CheckpointError(f'{path}: {key}: {problem}')
     net.load_state_dict(fitting, strict=False)
     mapped = _mapped(content, weights)
     if mapped:

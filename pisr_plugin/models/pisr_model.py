@@ -104,7 +104,7 @@ class PISRModel(SRModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         resuming = bool(self.opt['path'].get('resume_state'))
-        batch = self._sample_batch()
+        batch = {name: image.to(self.device) for name, image in noise_batch(self.opt, 1).items()}
         links_opt = train_opt.get('distill_opt') or {}
 
         self.degradation = None
@@ -303,10 +303,6 @@ class PISRModel(SRModel):
         """Builds an optimizer by name (the released BasicSR knows Adam alone)."""
         return build_optimizer(optim_type, params, option_path, self._no_graph() is None, lr=lr, **kwargs)
 
-    def _sample_batch(self) -> dict[str, Tensor]:
-        """Returns one noise image pair shaped like a training patch, without touching the random state."""
-        return {name: image.to(self.device) for name, image in noise_batch(self.opt, 1).items()}
-
     # ---------------------------------------------------------------------------------------------- the step
 
     def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
@@ -444,7 +440,8 @@ class PISRModel(SRModel):
             }
             for one, key in zip(nets, keys)
         }
-        checkpoint.save_atomic(content, self._file('models', f'{net_label}_{_when(current_iter)}.pth'))
+        when = 'latest' if current_iter == -1 else current_iter
+        checkpoint.save_atomic(content, self._file('models', f'{net_label}_{when}.pth'))
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Saves what a resumed run needs beside the networks. It is written last, when the networks are complete."""
@@ -475,7 +472,3 @@ class PISRModel(SRModel):
 
     def _file(self, folder: str, name: str) -> str:
         return os.path.join(self.opt['path'][folder], name)
-
-
-def _when(current_iter: int) -> int | str:
-    return 'latest' if current_iter == -1 else current_iter

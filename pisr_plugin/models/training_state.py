@@ -135,7 +135,8 @@ def _optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer,
     own, groups, entries = optimizer.state_dict(), saved.get('param_groups'), saved.get('state')
     if not isinstance(groups, list) or not isinstance(entries, dict):
         raise ValueError(f'{place}: param_groups or state is missing.')
-    if [_parameters(group) for group in groups] != [group['params'] for group in own['param_groups']]:
+    found = [group.get('params') if isinstance(group, dict) else None for group in groups]
+    if found != [group['params'] for group in own['param_groups']]:
         raise ValueError(f'{place}.param_groups: not those of the network (numbers of parameters differ).')
     expected, stepped_groups = _stepped(optimizer)
     restored = []
@@ -149,10 +150,6 @@ def _optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer,
             raise ValueError(f'{place}.state: unknown parameter (found {key!r:.40}).')
         _check_like(entry, expected[key], f'{place}.state[{key}]')
     return {'state': entries, 'param_groups': restored}
-
-
-def _parameters(group: object) -> object:
-    return group.get('params') if isinstance(group, dict) else None
 
 
 def _stepped(optimizer: torch.optim.Optimizer) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:

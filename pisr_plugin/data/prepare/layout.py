@@ -34,31 +34,18 @@ def hr_folder(root: Path) -> Path:
     return root / 'HR'
 
 
-def lr_folder(root: Path, scale: int) -> Path:
-    """Returns the folder of the LR images of a scale."""
-    return root / 'LR_bicubic' / f'X{scale}'
-
-
-def lmdb_of(folder: Path, root: Path) -> Path:
-    """Returns the LMDB of a folder's files: ``LR_bicubic_X2.lmdb`` for ``LR_bicubic/X2``."""
-    return root / ('_'.join(folder.relative_to(root).parts) + '.lmdb')
-
-
-def raw_lmdb_of(folder: Path, root: Path) -> Path:
-    """Returns the LMDB of a folder's decoded images: ``LR_bicubic_X2_raw.lmdb`` for ``LR_bicubic/X2``."""
-    return root / ('_'.join(folder.relative_to(root).parts) + '_raw.lmdb')
-
-
 def stores_of(root: Path, scales: Sequence[int], part: str) -> list[Path]:
-    """Returns the stores of HR and of all scales, for one of :data:`PARTS`."""
+    """Returns the stores of HR and of all scales, for one of :data:`PARTS`: folders of images, or their LMDBs."""
     folders = image_folders(root, scales)
-    name = {'lmdb': lmdb_of, 'raw': raw_lmdb_of}.get(part)
-    return [name(folder, root) for folder in folders] if name else folders
+    if part == 'images':
+        return folders
+    ending = '_raw.lmdb' if part == 'raw' else '.lmdb'
+    return [root / ('_'.join(folder.relative_to(root).parts) + ending) for folder in folders]
 
 
 def image_folders(root: Path, scales: Sequence[int]) -> list[Path]:
     """Returns the folders of HR and of all scales."""
-    return [hr_folder(root), *(lr_folder(root, scale) for scale in scales)]
+    return [hr_folder(root), *(root / 'LR_bicubic' / f'X{scale}' for scale in scales)]
 
 
 def read_record(root: Path) -> dict:
