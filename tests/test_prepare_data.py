@@ -538,7 +538,7 @@ def test_full_disk_under_an_lmdb(source, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lmdb_writer.os, 'rename', fail)
+    monkeypatch.setattr(os, 'rename', fail)
     assert build(source, tmp_path / 'set') == 2
     assert 'No space left on device' in message(capsys)
     assert sorted(path.name for path in (tmp_path / 'set').iterdir()) == ['HR', 'LR_bicubic', 'prepare.json']

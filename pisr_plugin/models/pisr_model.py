@@ -36,6 +36,7 @@ from pisr_plugin.models.optim import OptimizerStep
 from pisr_plugin.models.optimizers import build_optimizer
 from pisr_plugin.models.step import DTYPES, StepOptions, TeacherFeatures, TrainingLosses, TrainingStep
 from pisr_plugin.models.validation import validate
+from pisr_plugin.utils.devices import evaluating
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
 
 _RECORDABLE = {'pisr_plugin', 'basicsr', 'torch', 'torchvision'}  # packages whose modules decide nothing in Python
@@ -376,12 +377,9 @@ class PISRModel(SRModel):
     @torch.no_grad()
     def test(self) -> None:
         model = self.shipped()
-        net = model.net
-        assert net is not None
-        training = net.training
-        net.eval()
-        self.output = reconstruct(model, self._inputs(net, self.batch))
-        net.train(training)
+        assert model.net is not None
+        with evaluating(model.net):
+            self.output = reconstruct(model, self._inputs(model.net, self.batch))
 
     def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)

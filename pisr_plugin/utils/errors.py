@@ -7,7 +7,8 @@ option or file, what was found and what was expected.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PISRError(Exception):
@@ -32,6 +33,15 @@ class DataError(PISRError):
 
 class InstallError(PISRError, ImportError):
     """A package that the plugin needs is missing, or does not fit another one."""
+
+
+@contextmanager
+def located(place: str) -> Iterator[None]:
+    """Begins the message of a mistake inside the block with its place, such as an option path."""
+    try:
+        yield
+    except PISRError as error:
+        raise type(error)(f'{place}: {error}') from None
 
 
 def did_you_mean(found: object, possible: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from pisr_plugin.data.storage.image_files import list_images, read_rgb
 from pisr_plugin.degradations.blur_noise import DOWNSAMPLING, checked_kernel_size, degrade, gaussian_kernels
 from pisr_plugin.degradations.registry import random_stream
 from pisr_plugin.utils.checks import check_choice, is_number
-from pisr_plugin.utils.errors import DataError, OptionsError, did_you_mean
+from pisr_plugin.utils.errors import DataError, OptionsError, did_you_mean, located
 from pisr_plugin.utils.resize import crop_to_multiple
 
 GAUSSIAN8 = {  # KDSR's code: eight isotropic widths, by scale
@@ -117,10 +117,8 @@ class BlurredImageDataset(Dataset):
         content = self.files.get(path, 'gt')
         if content is None:
             raise DataError(f'{path}: not in the LMDB, although its meta_info.txt lists it.')
-        try:
+        with located(path):
             img = read_rgb(bytes(content))
-        except DataError as error:
-            raise DataError(f'{path}: {error}') from None
         return torch.from_numpy(crop_to_multiple(img, self.scale).copy()).permute(2, 0, 1).double() / 255
 
     def _kernel(self, kernel: Sequence[float]) -> Tensor:
