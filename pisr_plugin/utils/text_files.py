@@ -41,11 +41,9 @@ def read_text(path: Path, hint: str = '', most: int = MOST_BYTES) -> str:
         if path.stat().st_size > most:
             raise DataError(f'{path}: too large (found {path.stat().st_size} bytes). Expected at most {most}.')
         return path.read_bytes().decode('utf-8-sig')
-    except FileNotFoundError:
-        reason = 'does not exist'
     except UnicodeDecodeError:
         reason = 'not a text file in utf-8'
-    except (OSError, ValueError) as error:  # no permission; a NUL in the name
+    except (OSError, ValueError) as error:  # no file, no permission; a NUL in the name
         reason = getattr(error, 'strerror', None) or str(error)
     raise DataError(f'{path}: {reason}. {hint}'.rstrip())
 
