@@ -173,28 +173,12 @@ class Refused(Rule):
         return {'type': 'null', 'description': self.reason}
 
 
-def _is_template(text: Any) -> bool:
-    """Whether a text has ``{}`` once, where the name of an image goes, and nothing else that ``format`` would read."""
-    return isinstance(text, str) and text.count('{}') == text.count('{') == text.count('}') == 1
-
-
 _TEXT = {'type': ['string', 'null']}
 ANY = Rule()
 FLAG = Plain('true or false', lambda v: isinstance(v, bool), loosely('boolean'))
 TEXT = Plain('text', lambda v: isinstance(v, str) and '\0' not in v, _TEXT)
-TEMPLATE = Plain("text with '{}' once, for the image's name", _is_template, _TEXT)
 NUMBER = Number()
-NOT_NEGATIVE = Number(at_least=0)
-PROBABILITY = Number(at_least=0, at_most=1)
-WHOLE = Number(at_least=0, at_most=10**9, whole=True)
-POSITIVE = Number(at_least=1, at_most=10**9, whole=True)
-NUMBERS = ListOf(NUMBER)
 TEXTS = ListOf(TEXT, (0, 1000))
-MODULES = Plain(
-    'a mapping of module paths, teacher: student',
-    lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for pair in v.items() for x in pair),
-    mapping({}, additionalProperties=_TEXT),
-)
 
 
 class Fields(Rule):

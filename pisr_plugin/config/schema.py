@@ -17,16 +17,10 @@ from pisr_plugin.config.rules import (
     ANY,
     FLAG,
     KINDS,
-    MODULES,
-    NOT_NEGATIVE,
-    NUMBERS,
-    POSITIVE,
-    PROBABILITY,
+    NUMBER,
     REFERENCE,
-    TEMPLATE,
     TEXT,
     TEXTS,
-    WHOLE,
     Block,
     Fields,
     FolderName,
@@ -95,6 +89,22 @@ def _check(rule: Rule, options: Mapping, option_path: str) -> None:
         raise OptionsError('\n'.join([*problems[:20], *more]))
 
 
+def _is_template(text: Any) -> bool:
+    """Whether a text has ``{}`` once, where the name of an image goes, and nothing else that ``format`` would read."""
+    return isinstance(text, str) and text.count('{}') == text.count('{') == text.count('}') == 1
+
+
+TEMPLATE = Plain("text with '{}' once, for the image's name", _is_template, TEXT.schema)
+NOT_NEGATIVE = Number(at_least=0)
+PROBABILITY = Number(at_least=0, at_most=1)
+WHOLE = Number(at_least=0, at_most=10**9, whole=True)
+POSITIVE = Number(at_least=1, at_most=10**9, whole=True)
+NUMBERS = ListOf(NUMBER)
+MODULES = Plain(
+    'a mapping of module paths, teacher: student',
+    lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for pair in v.items() for x in pair),
+    mapping({}, additionalProperties=TEXT.schema),
+)
 # Keys that any dataset may have, and those of BasicSR's loader.
 DATASET_KEYS = {
     'name': FolderName(),

@@ -51,7 +51,12 @@ class _VIDLoss(FeatureLoss):
     requires_scale = True
 
     def __init__(
-        self, loss_weight: float, scale_factor: float, eps: float, official_constant: bool, reduction: str
+        self,
+        loss_weight: float = 1.0,
+        scale_factor: float = 0.1,
+        eps: float = 1e-8,
+        official_constant: bool = True,
+        reduction: str = 'mean',
     ) -> None:
         super().__init__(loss_weight, reduction)
         check_positive('scale_factor', scale_factor)
@@ -94,16 +99,6 @@ class VIDLaplaceLoss(_VIDLoss):
         TypeError: the estimate is not a pair (when called).
         ValueError: an argument is out of its range (when built); shapes do not fit (when called).
     """
-
-    def __init__(
-        self,
-        loss_weight: float = 1.0,
-        scale_factor: float = 0.1,
-        eps: float = 1e-8,
-        official_constant: bool = True,
-        reduction: str = 'mean',
-    ) -> None:
-        super().__init__(loss_weight, scale_factor, eps, official_constant, reduction)
 
     def compare(self, estimate: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
         location, scale = estimate

@@ -69,7 +69,6 @@ def build_train_loader(
     world_size: int = 1,
     device: torch.device = torch.device('cpu'),  # noqa: B008  (immutable)
     start_iter: int = 0,
-    start_method: str | None = None,
     indices_only: bool = False,
 ) -> TrainLoader:
     """Builds the train loader of a dataset.
@@ -91,7 +90,6 @@ def build_train_loader(
         world_size: Number of processes that train together.
         device: Device of the batches' tensors.
         start_iter: Number of iterations done before; 0 for a new run.
-        start_method: Multiprocessing start method of the workers, such as ``'spawn'``; by default Python's.
         indices_only: Whether batches of a dataset on the device hold only ``indices``, for the dataset's ``gather``.
 
     Raises:
@@ -109,7 +107,6 @@ def build_train_loader(
             device,
             num_workers=options.get('num_worker_per_gpu', 0),
             pin_memory=device.type == 'cuda' and options.get('pin_memory', True),
-            start_method=start_method,
         )
     elif getattr(dataset, 'on_device', False):
         dataset.to(device)
