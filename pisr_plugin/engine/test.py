@@ -142,8 +142,7 @@ def build_descriptor(stage: Stage, weights: Path | None, compile: bool = False) 
         CheckpointError: the checkpoint is missing, damaged or another network's.
     """
     opt = runtime_options(stage, stage.folder, is_train=False)
-    on_y = any(data.get('color') == 'y' for data in opt['datasets'].values())
-    channels = 1 if on_y else 3
+    channels = _channels(opt)
     if weights is None:
         return ModelDescriptor('bicubic', None, channels, opt['scale'])
     with quiet():
@@ -160,6 +159,11 @@ def build_descriptor(stage: Stage, weights: Path | None, compile: bool = False) 
     assert model.net is not None  # bicubic interpolation alone has none
     model.net = optimized(model.net, compile=compile)
     return model
+
+
+def _channels(options: Mapping[str, Any]) -> int:
+    """Returns the channels of what the test sets give: 1 where one of them gives luminance."""
+    return 1 if any(data.get('color') == 'y' for data in options['datasets'].values()) else 3
 
 
 def multi_adds_of(network: dict, scale: int) -> int | None:
@@ -193,8 +197,7 @@ def describe(
     """
     options, metrics = stage.options, stage.options['val']['metrics']
     gpu = runtime_options(stage, stage.folder, is_train=False)['num_gpu']
-    on_y = any(data.get('color') == 'y' for data in options['datasets'].values())
-    channels = input_channels(options[stage.network], 1 if on_y else 3)
+    channels = input_channels(options[stage.network], _channels(options))
     return Evaluation(
         options['scale'],
         {name: block.get('better', 'higher') for name, block in metrics.items()},
