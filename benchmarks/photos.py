@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.harness import Settings
 from pisr_plugin.data.prepare.build import PairOptions, build
 from pisr_plugin.data.prepare.demo import TRAIN
-from pisr_plugin.data.prepare.layout import hr_folder, lmdb_of, lr_folder, raw_lmdb_of
+from pisr_plugin.data.prepare.layout import image_folders, stores_of
 from pisr_plugin.data.storage.image_files import list_images, read_rgb, write_png
 
 SCALE = 2
@@ -57,17 +57,12 @@ def make_photo_sets(root: Path, settings: Settings) -> PhotoSets:
     whole, pieces = root / 'whole', root / 'pieces'
     build(paths, whole, PairOptions(scales), lmdb=['raw'], workers=1)
     build(paths, pieces, PairOptions(scales, sub_images=480, step=240), lmdb=['png'], workers=1)
-    photos, folder = _folders(whole), _folders(pieces)
     return PhotoSets(
-        folder=folder,
-        lmdb=Pair(lmdb_of(folder.gt, pieces), lmdb_of(folder.lq, pieces)),
-        store=Pair(raw_lmdb_of(photos.gt, whole), raw_lmdb_of(photos.lq, whole)),
-        photos=photos,
+        folder=Pair(*image_folders(pieces, scales)),
+        lmdb=Pair(*stores_of(pieces, scales, 'lmdb')),
+        store=Pair(*stores_of(whole, scales, 'raw')),
+        photos=Pair(*image_folders(whole, scales)),
     )
-
-
-def _folders(root: Path) -> Pair:
-    return Pair(hr_folder(root), lr_folder(root, SCALE))
 
 
 def _tiled_photos(count: int) -> Iterator[np.ndarray]:

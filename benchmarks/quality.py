@@ -18,7 +18,7 @@ from benchmarks.harness import Settings
 from benchmarks.photos import make_photo_sets
 from benchmarks.report import Table
 from pisr_plugin.utils.errors import DataError, PISRError
-from pisr_plugin.utils.files import read_records
+from pisr_plugin.utils.text_files import read_records
 
 ROOT = Path(__file__).parents[1]
 ADAM = (

@@ -125,7 +125,7 @@ PARENT = """
 import time
 from pathlib import Path
 from pisr_plugin.ablation.jobs import LocalJobs
-print(LocalJobs(1, Path('logs')).start('stage', ['sleep', '100']).process.pid, flush=True)
+print(LocalJobs(1, Path('logs')).start('stage', ['sleep', '100']).pid, flush=True)
 time.sleep(100)
 """
 

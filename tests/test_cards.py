@@ -118,7 +118,7 @@ def test_a_file_without_a_card_is_recognised(tmp_path):
         ({'sha256': 'abc'}, 'sha256: wrong value'),
         ({'color': 'Y'}, "color: wrong value .found 'Y'.. Expected y or rgb"),
         ({'version': 2}, 'version: unknown .found 2.'),
-        ({'kind': 'evaluation'}, 'is not a model card'),
+        ({'kind': 'evaluation'}, "kind: unknown .found 'evaluation'.. Expected 'model card'"),
     ],
 )
 def test_a_damaged_card_is_named(tmp_path, changes, message):

@@ -208,6 +208,20 @@ def test_a_link_in_the_run_folder_does_not_lead_out(tmp_path):
     assert unroll(compose(RECIPE), tmp_path / 'elsewhere')
 
 
+@pytest.mark.parametrize(
+    ('change', 'problem'),
+    [
+        ('train:dataroot_gt=~', 'train.dataroot_gt: missing'),
+        ('train:gt_size=~', 'train.gt_size: missing'),
+        ('val:dataroot_lq=~', 'val.dataroot_lq: missing'),
+        ('train:store=memroy', "train.store: wrong value .found 'memroy'.. Expected 'lmdb' or 'memory' or 'device'"),
+    ],
+)
+def test_a_set_has_the_keys_that_its_type_needs(change, problem):
+    with pytest.raises(OptionsError, match=rf'datasets\.{problem}'):
+        checked(f'datasets:{change}')
+
+
 def test_two_test_sets_have_two_names():
     with pytest.raises(OptionsError, match=r"datasets\.val_2\.name: two test sets .*'Set5' in val too"):
         checked('datasets:val_2:name=Set5')

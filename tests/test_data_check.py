@@ -116,10 +116,7 @@ def test_unusual_scale_is_part_of_the_command():
     assert told(block(Path('datasets/x'), 'disk', 8), scale=8).endswith('-o datasets/x --scales 8')
 
 
-def test_block_without_roots_or_backend(made):
-    opt = block(made / 'train', 'disk', 2)
-    del opt['dataroot_lq']
-    assert 'datasets.train.dataroot_lq: missing' in told(opt, error=OptionsError)
+def test_block_of_an_unknown_backend(made):
     message = told(block(made / 'train', 'disk', 2, io_backend={'type': 'lmbd'}), error=OptionsError)
     assert "datasets.train.io_backend.type: unknown (found 'lmbd'). Did you mean 'lmdb'?" in message
 
@@ -212,7 +209,6 @@ def test_patches_must_fit_into_every_image(made, backend):
     assert 'not a multiple of the scale, 2 (found 25). Expected 24 or 26.' in told(
         block(made / 'train', backend, 2, gt_size=25), error=OptionsError
     )
-    assert 'gt_size: missing' in told(block(made / 'train', backend, 2, gt_size=None), error=OptionsError)
 
 
 def raw_block(root, scale, **changes):
@@ -241,9 +237,6 @@ def test_patch_store_that_does_not_fit(made):
     assert 'gt_size: larger than 3 of the 3 HR images' in message and 'skip_small' not in message
     assert 'gt_size: larger than 1 of' in told(raw_block(made / 'train', 2, gt_size=40, dataroot_lq=None))
     assert 'not a multiple of the scale, 2' in told(raw_block(made / 'train', 2, gt_size=25), error=OptionsError)
-    message = told(raw_block(made / 'train', 2, store='memroy'), error=OptionsError)
-    assert "datasets.train.store: unknown (found 'memroy'). Did you mean 'memory'?" in message
-    assert 'dataroot_gt: missing' in told(raw_block(made / 'train', 2, dataroot_gt=None), error=OptionsError)
 
 
 def test_patch_store_that_is_damaged_or_of_the_other_kind(data):

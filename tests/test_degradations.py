@@ -255,7 +255,10 @@ def test_options_build_it():
         ({'sigma': [1, float('inf')]}, r'sigma: impossible value \(found \[1, inf\]\)'),
         ({'sigma': 'wide'}, r"sigma: impossible value \(found 'wide'\)"),
         ({'sigma': True}, r'sigma: impossible value \(found True\)'),
-        ({'downsample': 'bilinear'}, r"downsample: unknown value \(found 'bilinear'\). Expected 'bicubic' or 'direct'"),
+        (
+            {'downsample': 'bilinear'},
+            r"downsample: unknown value \(found 'bilinear'\). Expected one of 'bicubic', 'direct'",
+        ),
         ({'sigmas': 2}, "unexpected keyword argument 'sigmas'"),
     ],
 )

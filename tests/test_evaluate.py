@@ -124,10 +124,10 @@ def contents(folder) -> dict:
 @pytest.mark.parametrize(
     'arguments, fragments',
     [
-        (['--sets', '{cwd}/datasets/test/HR={cwd}/datasets/test/HR'], ['datasets.test_0.name', 'not a name']),
-        (['--sets', '../up=datasets/test/HR'], ['datasets.test_0.name', "'../up'"]),
+        (['--sets', '{cwd}/datasets/test/HR={cwd}/datasets/test/HR'], ['--sets', 'not a name']),
+        (['--sets', '../up=datasets/test/HR'], ['--sets ../up', "'../up'"]),
         (['--force_yml', 'datasets:val:name=a/b'], ['datasets.val.name', "'a/b'"]),
-        (['--sets', 'a=datasets/test/HR', 'a=datasets/train/HR'], ['datasets.test_1.name', 'datasets.test_0']),
+        (['--sets', 'a=datasets/test/HR', 'a=datasets/train/HR'], ['--sets a=datasets/train/HR', 'another set']),
         (['--weights', '../x={cwd}/some.pth'], ['--weights', "'../x'"]),
         (['--weights', 'x={cwd}/some.pth', 'x={cwd}/some.pth'], ['--weights', 'another row']),
     ],

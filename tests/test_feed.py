@@ -1,5 +1,6 @@
 """Feeds: the same samples for any number of workers and after any resume, and processes that end when they should."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -71,14 +72,23 @@ def paired(tmp_path_factory):
 
 
 @pytest.mark.parametrize('workers, method', [(1, 'fork'), (2, 'fork'), (2, 'spawn')])
-def test_workers_make_what_the_main_process_makes(paired, workers, method):
+def test_workers_make_what_the_main_process_makes(paired, workers, method, monkeypatch):
     from basicsr.data import build_dataset
 
+    monkeypatch.setattr(
+        multiprocessing.context._default_context, '_actual_context', multiprocessing.get_context(method)
+    )
+
     def run(count, **more):
-        with build_train_loader(build_dataset(paired), {**paired, **more}, seed=3, start_method=method) as feed:
+        with build_train_loader(build_dataset(paired), {**paired, **more}, seed=3) as feed:
             return [next(feed) for _ in range(count)]
 
-    inline, worked = run(6), run(6, num_worker_per_gpu=workers)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        inline, worked = run(6), run(6, num_worker_per_gpu=workers)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
     for one, other in zip(inline, worked):
         assert torch.equal(one['gt'], other['gt']) and torch.equal(one['lq'], other['lq'])
         assert one['gt_path'] == other['gt_path']

@@ -215,7 +215,7 @@ def state(model, patch):
     for current_iter in (1, 2):
         step(model, patch, current_iter)
     model.save(0, 2)
-    return checkpoint.load_training_state(os.path.join(model.opt['path']['training_states'], '2.state'))
+    return checkpoint.load_file_safely(os.path.join(model.opt['path']['training_states'], '2.state'))
 
 
 def resumes_or_is_refused(model, patch, state: Any) -> None:
@@ -241,7 +241,7 @@ def test_a_state_with_damaged_bytes(file, state, damage):
     path = file.with_name('2.state')
     path.write_bytes(damaged(as_bytes(state), damage))
     try:
-        assert same(checkpoint.load_training_state(path), state)
+        assert same(checkpoint.load_file_safely(path), state)
     except CheckpointError as error:
         assert '2.state' in str(error)
 

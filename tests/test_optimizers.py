@@ -11,6 +11,7 @@ from basicsr.models import build_model
 
 from pisr_plugin.cli.list import main as list_
 from pisr_plugin.cli.train import main as train
+from pisr_plugin.data.datasets.patches import noise_batch
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.models import optimizers
 from pisr_plugin.models.optimizers import build_optimizer, is_usable
@@ -164,7 +165,7 @@ def test_muon_moves_vectors_by_adam():
 def test_a_step_of_it_is_not_recorded_and_one_line_says_so(batch, caplog, monkeypatch):
     caplog.set_level(logging.WARNING, 'basicsr')
     model = build(cuda_graph=True)
-    small = model._sample_batch()
+    small = noise_batch(model.opt, 1)
     caplog.clear()
     monkeypatch.setattr(model, 'device', torch.device('cuda'))
     model._setup_step(small)

@@ -498,7 +498,7 @@ def test_folder_with_images_of_others_is_left_as_it_is(source, tmp_path, capsys)
     assert [path.name for path in (tmp_path / 'set').iterdir()] == ['HR']
     (tmp_path / 'set/prepare.json').write_text('{"options": ')
     assert build(source, tmp_path / 'set') == 2
-    assert 'prepare.json: cannot be read' in message(capsys)
+    assert 'prepare.json is not JSON' in message(capsys)
 
 
 def test_unwritable_output(source, tmp_path, capsys):
@@ -538,7 +538,7 @@ def test_full_disk_under_an_lmdb(source, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lmdb_writer.os, 'rename', fail)
+    monkeypatch.setattr(os, 'rename', fail)
     assert build(source, tmp_path / 'set') == 2
     assert 'No space left on device' in message(capsys)
     assert sorted(path.name for path in (tmp_path / 'set').iterdir()) == ['HR', 'LR_bicubic', 'prepare.json']

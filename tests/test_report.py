@@ -57,7 +57,7 @@ def test_reads_the_folder_or_the_file(results):
 @pytest.mark.parametrize(
     ('edit', 'message'),
     [
-        (lambda c: c.update(kind='table'), "Expected kind: 'evaluation'"),
+        (lambda c: c.update(kind='table'), "kind: unknown .found 'table'.. Expected 'evaluation'"),
         (lambda c: c.update(version=9), r'version: unknown \(found 9\). Expected 1'),
         (lambda c: c.update(rows=[]), 'rows: empty'),
         (
@@ -91,7 +91,7 @@ def test_says_where_a_file_is_wrong(own_results, edit, message):
 
 def test_a_missing_or_broken_file_is_one_message(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert 'evaluation.json does not exist' in capsys.readouterr().err
+    assert 'evaluation.json: No such file' in capsys.readouterr().err
     (tmp_path / 'evaluation.json').write_text('{')
     assert main([str(tmp_path)]) == 2
     assert 'is not JSON' in capsys.readouterr().err

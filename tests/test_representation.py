@@ -108,7 +108,7 @@ def test_table_and_picture(runs, capsys):
 @pytest.mark.parametrize(
     ('change', 'told'),
     [
-        ({'runs': ['nowhere']}, 'nowhere/options.yml: does not exist'),
+        ({'runs': ['nowhere']}, 'nowhere/options.yml: No such file'),
         ({'--tap': 'E.nothing'}, 'E.nothing'),
         ({'--hr': 'empty'}, 'empty'),
     ],

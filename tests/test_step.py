@@ -343,7 +343,7 @@ def test_a_resumed_run_computes_in_the_form_of_its_own_options(batch, tmp_path):
     step(first, batch)
     first.save(0, 1)
     again = model(fused=True, betas=(0.5, 0.6))
-    again.resume_training(checkpoint.load_training_state(tmp_path / '1.state'))
+    again.resume_training(checkpoint.load_file_safely(tmp_path / '1.state'))
     group = again.optimizer_g.param_groups[0]
     assert group['fused'] and not group['foreach'] and tuple(group['betas']) == (0.9, 0.999)
     step(again, batch, 2)

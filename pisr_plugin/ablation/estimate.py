@@ -15,7 +15,7 @@ from pisr_plugin.config.stages import Stage
 from pisr_plugin.data.datasets.patches import noise_batch
 from pisr_plugin.engine.train import build_trial
 from pisr_plugin.engine.training_states import TrainingStates
-from pisr_plugin.utils.files import read_records
+from pisr_plugin.utils.text_files import read_records
 
 _STEPS = {'cpu': 3, 'cuda': 20}  # on a GPU the first ones also choose algorithms and record a graph
 

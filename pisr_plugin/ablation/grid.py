@@ -29,6 +29,7 @@ from typing import Any
 from pisr_plugin.config.compose import compose, merge, override
 from pisr_plugin.config.plugins import import_plugins
 from pisr_plugin.config.recipes import find_recipe
+from pisr_plugin.utils.checks import is_number, is_whole
 from pisr_plugin.utils.errors import OptionsError, did_you_mean, shown
 from pisr_plugin.utils.files import name_as_folder
 
@@ -133,7 +134,11 @@ def _build_row(name: str, row: dict, grid: dict, path: Path, overrides: list[str
         recipe = merge(recipe, changes, f'{path}: common')
     recipe = merge(recipe, _mapping(row.get('changes'), f'{path}: rows.{name}.changes'), f'{path}: rows.{name}.changes')
     seeds = row.get('seeds') or grid.get('seeds') or [recipe.get('manual_seed', 0)]
-    if not isinstance(seeds, list) or not all(map(_is_seed, seeds)) or len(set(seeds)) < len(seeds):
+    if (
+        not isinstance(seeds, list)
+        or not all(is_whole(seed, 0, 2**32 - 1) for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
         raise OptionsError(
             f'{path}: seeds: wrong value (found {shown(seeds)}). Expected a list of different whole numbers from 0 on.'
         )
@@ -156,14 +161,10 @@ def _check_figures(figures: Mapping[str, Any], option_path: str) -> None:
     """Checks what is published for a row: by test set a PSNR, or a list of PSNR and SSIM."""
     for name, found in figures.items():
         numbers = found if isinstance(found, list) else [found]
-        if not 1 <= len(numbers) <= 2 or not all(type(number) in (int, float) for number in numbers):
+        if not 1 <= len(numbers) <= 2 or not all(map(is_number, numbers)):
             raise OptionsError(
                 f'{option_path}.{name}: wrong value (found {shown(found)}). Expected PSNR, or [PSNR, SSIM].'
             )
-
-
-def _is_seed(seed: object) -> bool:
-    return isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32
 
 
 def _text(options: Mapping, key: str, option_path: str, default: str) -> str:

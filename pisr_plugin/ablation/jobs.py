@@ -24,12 +24,12 @@ _POLL_SECONDS = 0.5
 
 
 class Job(Protocol):
-    """A stage in training."""
+    """A stage in training; a process of this machine is one."""
 
     def poll(self) -> int | None:
         """Returns the exit code; None while the stage trains."""
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         """Asks the stage to save and end."""
 
 
@@ -70,24 +70,13 @@ class LocalJobs:
             )
         if gpu is not None:
             self.on_gpu[gpu].append(process)
-        return _LocalJob(process)
+        return process
 
     def _free_gpu(self) -> int | None:
         """Returns the GPU on which the fewest processes run; None without GPUs."""
         for gpu, processes in self.on_gpu.items():
             self.on_gpu[gpu] = [process for process in processes if process.poll() is None]
         return min(self.on_gpu, key=lambda gpu: len(self.on_gpu[gpu]), default=None)
-
-
-class _LocalJob:
-    def __init__(self, process: subprocess.Popen) -> None:
-        self.process = process
-
-    def poll(self) -> int | None:
-        return self.process.poll()
-
-    def stop(self) -> None:
-        self.process.terminate()
 
 
 class ClusterJobs:
@@ -131,7 +120,7 @@ class _ClusterJob:
             return None
         return 0 if self.job.exception() is None else 1
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         self.job.cancel()
 
 
@@ -178,7 +167,7 @@ def train_plan(
                 stopping = True
                 tell('Stopping; the stages in training save first.')
                 for job, _ in running.values():
-                    job.stop()
+                    job.terminate()
             for name, (job, started) in list(running.items()):
                 code = job.poll()
                 if code is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from pisr_plugin.utils.checks import check_choice
 from pisr_plugin.utils.resize import bicubic_upsample
 
 
@@ -26,8 +27,7 @@ class Bicubic(nn.Module):
 
     def __init__(self, *, upscale: int, num_in_ch: int = 3, num_out_ch: int = 3) -> None:
         super().__init__()
-        if num_in_ch != num_out_ch:
-            raise ValueError(f'num_out_ch: wrong value (found {num_out_ch}). Expected num_in_ch, {num_in_ch}.')
+        check_choice('num_out_ch', num_out_ch, [num_in_ch])
         self.upscale = upscale
 
     def forward(self, x: Tensor) -> Tensor:

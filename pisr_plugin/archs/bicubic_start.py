@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pisr_plugin.utils.resize import cubic
+
 
 @torch.no_grad()
 def start_as_bicubic(convs: list[nn.Conv2d], slopes: list[float], scale: int) -> None:
@@ -91,7 +93,7 @@ def _enlargement(size: int, padding: int, scale: int) -> tuple[tuple[int, ...], 
             ]
             pixels = range(-4, 5)
             columns = np.array([[float(pixel == found) for _, _, found in taps] for pixel in pixels])
-            wanted = np.array([_cubic(position - pixel) for pixel in pixels])
+            wanted = np.array([cubic(position - pixel) for pixel in pixels])
             weights = np.linalg.lstsq(columns, wanted, rcond=1e-6)[0]
             reached &= {int(np.floor(position)), int(np.ceil(position))} <= {found for _, _, found in taps}
             for (number, tap, _), weight in zip(taps, weights / weights.sum()):
@@ -137,14 +139,6 @@ def _bicubic(scale: int) -> dict[int, float]:
     centre = (scale - 1) / 2
     weights = {}
     for position in range(int(centre - 2 * scale), int(centre + 2 * scale) + 2):
-        weights[position] = _cubic((position - centre) / scale)
+        weights[position] = cubic((position - centre) / scale)
     total = sum(weights.values())
     return {position: weight / total for position, weight in weights.items()}
-
-
-def _cubic(distance: float) -> float:
-    """The cubic kernel with a = -0.5."""
-    x = abs(distance)
-    if x <= 1:
-        return (1.5 * x - 2.5) * x**2 + 1
-    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0

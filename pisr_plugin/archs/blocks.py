@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
-from pisr_plugin.utils.checks import check_choice, check_int
+from pisr_plugin.utils.checks import check_choice, check_int, check_ints
 
 
 def check_same_channels(num_in_ch: int, num_out_ch: int) -> None:
@@ -128,6 +126,8 @@ class DistillationNet(nn.Module):
         num_feat: Channels of the features.
         num_block: Number of blocks.
         upscale: Scale factor, 2 or more.
+
+    Attributes:
         block: Called with ``num_feat``; returns a module from (N, num_feat, H, W) to the same.
         prefix: First part of the blocks' names, before their number.
         min_feat: Smallest ``num_feat`` for which the block can be built.
@@ -136,27 +136,19 @@ class DistillationNet(nn.Module):
         (N, num_in_ch, H, W) to (N, num_out_ch, upscale * H, upscale * W).
     """
 
+    block: type[nn.Module]
+    prefix: str
+    min_feat: int
+
     # No submodule outputs the last feature at LR size: it is the sum LR_conv(..) + fea_conv(..).
     default_tap = 'upsampler@input'
 
-    def __init__(
-        self,
-        num_in_ch: int,
-        num_out_ch: int,
-        num_feat: int,
-        num_block: int,
-        upscale: int,
-        block: Callable[[int], nn.Module],
-        prefix: str,
-        min_feat: int,
-    ) -> None:
+    def __init__(self, num_in_ch: int, num_out_ch: int, num_feat: int, num_block: int, upscale: int) -> None:
         super().__init__()
-        check_int('num_in_ch', num_in_ch)
-        check_int('num_out_ch', num_out_ch)
-        check_int('num_feat', num_feat, minimum=min_feat)
-        check_int('num_block', num_block)
+        check_ints(num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_block=num_block)
+        check_int('num_feat', num_feat, minimum=self.min_feat)
         check_int('upscale', upscale, minimum=2)
-        blocks = {f'{prefix}{i}': block(num_feat) for i in range(1, num_block + 1)}
+        blocks = {f'{self.prefix}{i}': self.block(num_feat) for i in range(1, num_block + 1)}
         self.block_names = list(blocks)
         self.fea_conv = conv(num_in_ch, num_feat, 3)
         for name, module in blocks.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pisr_plugin.archs.blocks import MEAN, MeanShift, conv
-from pisr_plugin.utils.checks import check_choice, check_int
+from pisr_plugin.utils.checks import check_choice, check_ints
 
 
 class ResidualUnit(nn.Module):
@@ -75,16 +75,22 @@ class CascadingNet(Cascade):
         num_out_ch: Channels of the output, 1 or 3.
         num_feat: Channels of the features.
         upscale: Scale factor: 2, 3 or 4.
-        blocks: Three modules, each from (N, num_feat, H, W) to the same.
+        block: Returns a new module from (N, num_feat, H, W) to the same; three are used.
         groups: Groups of the upsampler's convolutions.
     """
 
     default_tap = 'c3'
 
     def __init__(
-        self, num_in_ch: int, num_out_ch: int, num_feat: int, upscale: int, blocks: Iterable[nn.Module], groups: int
+        self, num_in_ch: int, num_out_ch: int, num_feat: int, upscale: int, block: Callable[[], nn.Module], groups: int
     ) -> None:
-        super().__init__(num_feat, blocks)
+        check_choice('num_in_ch', num_in_ch, MEAN)
+        check_choice('num_out_ch', num_out_ch, MEAN)
+        check_ints(num_feat=num_feat, groups=groups)
+        check_choice('upscale', upscale, [2, 3, 4])
+        if num_feat % groups:
+            raise ValueError(f'num_feat: out of range (found {num_feat}). Expected a multiple of groups, {groups}.')
+        super().__init__(num_feat, [block() for _ in range(3)])
         self.upscale = upscale
         # The authors' keys: sub_mean.shifter.weight, ...
         self.sub_mean = nn.Sequential(OrderedDict(shifter=MeanShift(num_in_ch, -1)))
@@ -144,9 +150,7 @@ class CARN(CascadingNet):
     """
 
     def __init__(self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 64, upscale: int) -> None:
-        check_choice('num_in_ch', num_in_ch, MEAN)
-        check_choice('num_out_ch', num_out_ch, MEAN)
-        check_int('num_feat', num_feat)
-        check_choice('upscale', upscale, [2, 3, 4])
-        blocks = [Cascade(num_feat, [ResidualUnit(num_feat) for _ in range(3)]) for _ in range(3)]
-        super().__init__(num_in_ch, num_out_ch, num_feat, upscale, blocks, groups=1)
+        def block() -> Cascade:
+            return Cascade(num_feat, [ResidualUnit(num_feat) for _ in range(3)])
+
+        super().__init__(num_in_ch, num_out_ch, num_feat, upscale, block, groups=1)

@@ -7,9 +7,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from pisr_plugin.archs.blocks import MEAN, conv
+from pisr_plugin.archs.blocks import conv
 from pisr_plugin.archs.carn_arch import Cascade, CascadingNet
-from pisr_plugin.utils.checks import check_choice, check_int
 
 
 class EfficientResidualUnit(nn.Module):
@@ -55,12 +54,7 @@ class CARNM(CascadingNet):
     def __init__(
         self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 64, groups: int = 4, upscale: int
     ) -> None:
-        check_choice('num_in_ch', num_in_ch, MEAN)
-        check_choice('num_out_ch', num_out_ch, MEAN)
-        check_int('num_feat', num_feat)
-        check_int('groups', groups)
-        check_choice('upscale', upscale, [2, 3, 4])
-        if num_feat % groups:
-            raise ValueError(f'num_feat: out of range (found {num_feat}). Expected a multiple of groups, {groups}.')
-        blocks = [Cascade(num_feat, [EfficientResidualUnit(num_feat, groups)]) for _ in range(3)]
-        super().__init__(num_in_ch, num_out_ch, num_feat, upscale, blocks, groups)
+        def block() -> Cascade:
+            return Cascade(num_feat, [EfficientResidualUnit(num_feat, groups)])
+
+        super().__init__(num_in_ch, num_out_ch, num_feat, upscale, block, groups)

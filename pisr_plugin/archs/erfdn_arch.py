@@ -76,12 +76,12 @@ class ERFDN(DistillationNet):
         ValueError: An argument is out of its range.
     """
 
+    block, prefix, min_feat = AttentiveRFDB, 'B', 4
+
     def __init__(
         self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 50, num_block: int = 4, upscale: int
     ) -> None:
-        super().__init__(
-            num_in_ch, num_out_ch, num_feat, num_block, upscale, block=AttentiveRFDB, prefix='B', min_feat=4
-        )
+        super().__init__(num_in_ch, num_out_ch, num_feat, num_block, upscale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x * 255) / 255

@@ -9,7 +9,7 @@ from torch import nn
 from pisr_plugin.archs.bicubic_start import start_as_bicubic_enlargement
 from pisr_plugin.archs.blocks import conv_prelu
 from pisr_plugin.archs.fast_deconv import BlockConvTranspose2d
-from pisr_plugin.utils.checks import check_choice, check_int
+from pisr_plugin.utils.checks import check_choice, check_int, check_ints
 
 
 @ARCH_REGISTRY.register()
@@ -57,12 +57,8 @@ class FSRCNN(nn.Module):
         start: str = 'random',
     ) -> None:
         super().__init__()
-        check_int('num_in_ch', num_in_ch)
-        check_int('num_out_ch', num_out_ch)
+        check_ints(num_in_ch=num_in_ch, num_out_ch=num_out_ch, d=d, s=s, m=m)
         check_int('upscale', upscale, minimum=2)
-        check_int('d', d)
-        check_int('s', s)
-        check_int('m', m)
         check_choice('start', start, ['random', 'bicubic'])
 
         def block(in_ch: int, out_ch: int, kernel: int) -> nn.Sequential:

@@ -60,7 +60,9 @@ class IMDN(DistillationNet):
         ValueError: An argument is out of its range.
     """
 
+    block, prefix, min_feat = IMDB, 'IMDB', 16
+
     def __init__(
         self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 64, num_block: int = 6, upscale: int
     ) -> None:
-        super().__init__(num_in_ch, num_out_ch, num_feat, num_block, upscale, block=IMDB, prefix='IMDB', min_feat=16)
+        super().__init__(num_in_ch, num_out_ch, num_feat, num_block, upscale)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pisr_plugin.archs.blocks import MEAN, MeanShift, conv
-from pisr_plugin.utils.checks import check_choice, check_int
+from pisr_plugin.utils.checks import check_choice, check_int, check_ints
 
 
 class DynamicConv(nn.Module):
@@ -150,19 +150,44 @@ class DegradationEstimator(nn.Module):
         return self.compress(self.mlp(self.E(x).flatten(1)))
 
 
-def _check_arguments(
-    num_in_ch: int, num_out_ch: int, num_feat: int, num_block: int, num_estimator_block: int, upscale: int
-) -> None:
-    check_choice('num_in_ch', num_in_ch, MEAN)
-    check_choice('num_out_ch', num_out_ch, MEAN)
-    check_int('num_feat', num_feat)
-    check_int('num_block', num_block)
-    check_int('num_estimator_block', num_estimator_block, minimum=0)
-    check_choice('upscale', upscale, [2, 3, 4])
+class KDSRNet(nn.Module):
+    """The common structure of student and teacher: an SR network ``G``, and the estimator that drives it.
+
+    Attributes:
+        estimator: Name of the estimator.
+    """
+
+    estimator: str
+
+    def __init__(
+        self,
+        *,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 64,
+        num_block: int = 53,
+        num_estimator_block: int = 9,
+        kaiming_init: bool = False,
+        upscale: int,
+    ) -> None:
+        super().__init__()
+        check_choice('num_in_ch', num_in_ch, MEAN)
+        check_choice('num_out_ch', num_out_ch, MEAN)
+        check_ints(num_feat=num_feat, num_block=num_block)
+        check_int('num_estimator_block', num_estimator_block, minimum=0)
+        check_choice('upscale', upscale, [2, 3, 4])
+        self.upscale = upscale
+        self.G = DynamicSRNet(num_in_ch, num_out_ch, num_feat, num_block, upscale)
+        seen = self._seen_channels(num_in_ch, num_out_ch)
+        self.add_module(self.estimator, DegradationEstimator(seen, num_feat, num_estimator_block, kaiming_init))
+
+    def _seen_channels(self, num_in_ch: int, num_out_ch: int) -> int:
+        """Returns the channels of what the estimator sees."""
+        return num_in_ch
 
 
 @ARCH_REGISTRY.register()
-class KDSRStudent(nn.Module):
+class KDSRStudent(KDSRNet):
     """Knowledge Distillation based Degradation Estimation for Blind Super-Resolution (ICLR 2023): the student.
 
     An estimator ``E_st`` reads the degradation from the LR image and ``G`` reconstructs accordingly. Sizes, by
@@ -193,29 +218,15 @@ class KDSRStudent(nn.Module):
     """
 
     default_tap = 'E_st.mlp'
-
-    def __init__(
-        self,
-        *,
-        num_in_ch: int = 3,
-        num_out_ch: int = 3,
-        num_feat: int = 64,
-        num_block: int = 53,
-        num_estimator_block: int = 9,
-        kaiming_init: bool = False,
-        upscale: int,
-    ) -> None:
-        super().__init__()
-        _check_arguments(num_in_ch, num_out_ch, num_feat, num_block, num_estimator_block, upscale)
-        self.G = DynamicSRNet(num_in_ch, num_out_ch, num_feat, num_block, upscale)
-        self.E_st = DegradationEstimator(num_in_ch, num_feat, num_estimator_block, kaiming_init)
+    estimator = 'E_st'
+    E_st: DegradationEstimator
 
     def forward(self, lq: Tensor) -> Tensor:
         return self.G(lq, self.E_st(lq))
 
 
 @ARCH_REGISTRY.register()
-class KDSRTeacher(nn.Module):
+class KDSRTeacher(KDSRNet):
     """The teacher of KDSR (ICLR 2023): as KDSRStudent, but its estimator ``E`` sees the HR image beside the LR one.
 
     What the estimator sees is LR and, behind it in the channels, HR folded to LR size (pixel unshuffle). Parameters
@@ -243,24 +254,11 @@ class KDSRTeacher(nn.Module):
 
     inputs = ('lq', 'gt')
     default_tap = 'E.mlp'
+    estimator = 'E'
+    E: DegradationEstimator
 
-    def __init__(
-        self,
-        *,
-        num_in_ch: int = 3,
-        num_out_ch: int = 3,
-        num_feat: int = 64,
-        num_block: int = 53,
-        num_estimator_block: int = 9,
-        kaiming_init: bool = False,
-        upscale: int,
-    ) -> None:
-        super().__init__()
-        _check_arguments(num_in_ch, num_out_ch, num_feat, num_block, num_estimator_block, upscale)
-        self.upscale = upscale
-        self.G = DynamicSRNet(num_in_ch, num_out_ch, num_feat, num_block, upscale)
-        seen = num_in_ch + num_out_ch * upscale**2
-        self.E = DegradationEstimator(seen, num_feat, num_estimator_block, kaiming_init)
+    def _seen_channels(self, num_in_ch: int, num_out_ch: int) -> int:
+        return num_in_ch + num_out_ch * self.upscale**2
 
     def forward(self, lq: Tensor, gt: Tensor) -> Tensor:
         height, width = (self.upscale * side for side in lq.shape[-2:])

@@ -11,7 +11,7 @@ from torch import nn
 
 from pisr_plugin.archs.bicubic_start import start_as_bicubic
 from pisr_plugin.archs.network_info import argument, input_channels
-from pisr_plugin.utils.checks import check_choice, check_int
+from pisr_plugin.utils.checks import check_choice, check_int, check_ints
 
 
 class TeacherOutput(NamedTuple):
@@ -60,10 +60,8 @@ class PIEncoder(nn.Sequential):
         last_activation: bool = False,
         start: str = 'random',
     ) -> None:
-        check_int('num_in_ch', num_in_ch)
+        check_ints(num_in_ch=num_in_ch, d=d, s=s)
         check_int('upscale', upscale, minimum=2)
-        check_int('d', d)
-        check_int('s', s)
         check_choice('start', start, ['random', 'bicubic'])
         layers: list[nn.Module] = [
             nn.Conv2d(num_in_ch, d, 5, padding=2),

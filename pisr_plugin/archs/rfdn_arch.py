@@ -43,9 +43,9 @@ class RFDN(DistillationNet):
         ValueError: An argument is out of its range.
     """
 
+    block, prefix, min_feat = ResidualRFDB, 'B', 4
+
     def __init__(
         self, *, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 48, num_block: int = 6, upscale: int
     ) -> None:
-        super().__init__(
-            num_in_ch, num_out_ch, num_feat, num_block, upscale, block=ResidualRFDB, prefix='B', min_feat=4
-        )
+        super().__init__(num_in_ch, num_out_ch, num_feat, num_block, upscale)

@@ -7,7 +7,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from pisr_plugin.archs.blocks import check_same_channels, conv
-from pisr_plugin.utils.checks import check_int
+from pisr_plugin.utils.checks import check_int, check_ints
 from pisr_plugin.utils.resize import bicubic_upsample
 
 
@@ -64,8 +64,7 @@ class VDSR(nn.Module):
     ) -> None:
         super().__init__()
         check_same_channels(num_in_ch, num_out_ch)
-        check_int('num_feat', num_feat)
-        check_int('num_block', num_block)
+        check_ints(num_feat=num_feat, num_block=num_block)
         check_int('upscale', upscale, minimum=2)
         self.upscale = upscale
         self.input = conv(num_in_ch, num_feat, 3, bias=bias)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pisr_plugin.cli import common
 from pisr_plugin.utils.errors import OptionsError, did_you_mean
-from pisr_plugin.utils.files import archive_name, replacing_folder
 
 if TYPE_CHECKING:
     from pisr_plugin.ablation.grid import Grid
@@ -26,12 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '-opt', required=True, metavar='GRID', help='grid file (YAML), or a name that pisr-list recipes shows'
     )
-    parser.add_argument(
-        '--force_yml', nargs='+', default=[], metavar='A:B=C', help="change options of every row's recipe"
-    )
+    common.add_override_flag(parser)
     parser.add_argument('--dry-run', action='store_true', help='show what would be trained, and for how long')
     parser.add_argument('--jobs', type=int, metavar='N', help='stages to train at once (default: one per GPU, else 1)')
-    parser.add_argument('--protocol', help="how to measure (default: the recipe's)")
+    common.add_protocol_flag(parser)
     parser.add_argument('--save_img', action='store_true', help='save the reconstructions, for the report')
     parser.add_argument('--cluster', metavar='NAME', help='train through submitit, e.g. on slurm')
     parser.add_argument(
@@ -81,13 +78,9 @@ def ablate(args: argparse.Namespace) -> int:
         print('Stopped; go on with the same command.')
         return common.STOPPED
     results = Path.cwd() / 'results' / grid.name
-    make_folder(results.parent)
-    archive = archive_name(results)
-    with replacing_folder(results, archive) as unfinished:
+    with common.results_folder(results) as unfinished:
         evaluation = compare(grid, plan, args.protocol, unfinished, args.save_img)
         write_evaluation(evaluation, unfinished)
-    if archive.exists():
-        print(f'The earlier results were moved to {archive}')
     print(to_markdown(evaluation))
     print(f'Saved in {results}; a page of it: pisr-report {os.path.relpath(results)}')
     return 0

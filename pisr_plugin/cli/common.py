@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,13 @@ def add_recipe_flags(parser: argparse._ActionsContainer, required: bool = True) 
         required: Whether ``-opt`` must be given.
     """
     parser.add_argument('-opt', required=required, metavar='RECIPE', help=RECIPE_HELP)
+    add_override_flag(parser)
+    parser.add_argument('--stage', help='one stage of the recipe instead of all')
+    add_plugin_flag(parser)
+
+
+def add_override_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds the flag that changes options of recipes."""
     parser.add_argument(
         '--force_yml',
         nargs='+',
@@ -81,8 +89,14 @@ def add_recipe_flags(parser: argparse._ActionsContainer, required: bool = True) 
         metavar='A:B=C',
         help='change options, e.g. train:total_iter=1000 network_g:num_feat=52',
     )
-    parser.add_argument('--stage', help='one stage of the recipe instead of all')
-    add_plugin_flag(parser)
+
+
+def add_network_flags(parser: argparse._ActionsContainer) -> None:
+    """Adds the flags that name a registered network and its arguments."""
+    parser.add_argument('--type', metavar='NETWORK', help='a registered network, in place of a recipe')
+    parser.add_argument(
+        '--arg', nargs='+', default=[], metavar='NAME=VALUE', help='its arguments, e.g. num_feat=32 upscale=2'
+    )
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,8 +112,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group('networks that no card describes')
     add_recipe_flags(group, required=False)
-    group.add_argument('--type', metavar='NETWORK', help='a registered network, in place of a recipe')
-    group.add_argument('--arg', nargs='+', default=[], metavar='NAME=VALUE', help='its arguments')
+    add_network_flags(group)
     group.add_argument('--weights', type=Path, metavar='FILE', help="checkpoint (default: the recipe's product)")
     group.add_argument('--param_key', help='weights wanted in it, such as params_ema')
 
@@ -173,13 +186,12 @@ def _is_recipe(name: str) -> bool:
 
 def _network_of_type(args: argparse.Namespace) -> tuple[dict, Path, str]:
     """Options, checkpoint and container of the network that ``--type`` names."""
-    from pisr_plugin.config.compose import override
     from pisr_plugin.config.schema import check_network
 
     if not args.weights:
         raise OptionsError(f'--type {args.type}: name its checkpoint too, --weights FILE.')
     import_plugins(args.plugin)
-    options = override({'type': args.type}, args.arg, '--arg')
+    options = network_options(args)
     check_network(options, '--type')
     return options, args.weights, args.param_key or 'params'
 
@@ -214,6 +226,37 @@ def add_protocol_flag(parser: argparse.ArgumentParser) -> None:
         '--protocol',
         help="how to measure: y_plane, rgb8, pisr, basicsr, rgb (default: the recipe's val.protocol, else basicsr)",
     )
+
+
+def add_crop_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that chooses the part of an image to show; see :func:`pisr_plugin.report.images.crop_of`."""
+    parser.add_argument(
+        '--crop',
+        type=int,
+        nargs=3,
+        metavar=('X', 'Y', 'SIZE'),
+        help='the part to show, in HR pixels (default: 96 pixels where the gain is largest)',
+    )
+
+
+def network_options(args: argparse.Namespace) -> dict:
+    """Returns the options of the network that the flags of :func:`add_network_flags` name."""
+    from pisr_plugin.config.compose import override
+
+    return override({'type': args.type}, args.arg, '--arg')
+
+
+@contextmanager
+def results_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to fill, which then takes the place of ``folder``; prints where an earlier one was moved to."""
+    from pisr_plugin.config.runtime import make_folder
+    from pisr_plugin.utils.files import replacing_folder
+
+    make_folder(folder.parent)
+    with replacing_folder(folder) as (unfinished, archive):
+        yield unfinished
+    if archive.exists():
+        print(f'The earlier results were moved to {archive}')
 
 
 def load_recipe(args: argparse.Namespace) -> dict:

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line of ``tools/complexity.py`` and ``pisr-complexity``."""
     parser = common.Parser(description='Count parameters and Multi-Adds of recipes or of a network.')
     parser.add_argument('-opt', nargs='+', default=[], metavar='RECIPE', help=common.RECIPE_HELP)
-    parser.add_argument('--force_yml', nargs='+', default=[], metavar='A:B=C', help='change options of the recipes')
+    common.add_override_flag(parser)
     parser.add_argument(
         '--model',
         nargs='+',
@@ -33,14 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar='MODEL',
         help='names (`pisr-list models`), files of weights, run folders, trained recipes',
     )
-    parser.add_argument('--type', metavar='NETWORK', help='a registered network')
-    parser.add_argument('--arg', nargs='+', default=[], metavar='NAME=VALUE', help='its arguments')
+    common.add_network_flags(parser)
     parser.add_argument('--size', default='1280x720', metavar='WxH', help='size of the output (default: %(default)s)')
     parser.add_argument(
         '--convention', nargs='+', choices=('A', 'B', 'C'), default=['A'], help='how to count (default: A)'
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='save the counts there too')
-    parser.add_argument('--plugin', action='append', default=[], metavar='MODULE', help='import this module first')
+    common.add_plugin_flag(parser)
     args = parser.parse_args(argv)
     return common.run(lambda: complexity(args))
 
@@ -58,7 +57,7 @@ def complexity(args: argparse.Namespace) -> int:
     networks = [_of_recipe(path, args.force_yml) for path in args.opt]
     networks += [_of_model(name) for name in args.model]
     if args.type:
-        networks.append(_of_type(args.type, args.arg))
+        networks.append(_of_type(args))
     if not networks:
         raise OptionsError('nothing to count. Expected recipes (-opt), models (--model) or a network (--type).')
 
@@ -94,14 +93,13 @@ def _of_model(name: str) -> tuple[str, dict, int]:
     return card.name, card.network, card.scale
 
 
-def _of_type(network: str, arguments: list[str]) -> tuple[str, dict, int]:
+def _of_type(args: argparse.Namespace) -> tuple[str, dict, int]:
     from pisr_plugin.archs.network_info import argument
-    from pisr_plugin.config.compose import override
     from pisr_plugin.config.schema import check_network
 
-    options = override({'type': network}, arguments, '--arg')
+    options = common.network_options(args)
     check_network(options, '--type')
-    return network, options, argument(options, 'upscale', 'scale', default=1)
+    return args.type, options, argument(options, 'upscale', 'scale', default=1)
 
 
 def markdown(rows: list[Complexity], size: str) -> str:

@@ -30,10 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument('name', nargs='?', metavar='MODEL', help='show the card of this name, file or run folder')
     common.add_plugin_flag(command)
     command = commands.add_parser('taps', help='places in a network whose features can be compared')
-    command.add_argument('--type', help='a registered network')
-    command.add_argument(
-        '--arg', nargs='+', default=[], metavar='A=B', help='its arguments, e.g. num_feat=32 upscale=2'
-    )
+    common.add_network_flags(command)
     command.add_argument(
         '--size',
         nargs=2,
@@ -88,7 +85,6 @@ def list_taps(args: argparse.Namespace) -> list[str]:
     Raises:
         OptionsError: Neither or both are given, or a network cannot be built or run.
     """
-    from pisr_plugin.config.compose import override
     from pisr_plugin.diagnostics.listing import complete, tap_lines
 
     if bool(args.type) == bool(args.opt):
@@ -96,7 +92,7 @@ def list_taps(args: argparse.Namespace) -> list[str]:
     if args.size and min(args.size) < 1:
         raise OptionsError(f'--size {args.size[0]} {args.size[1]}: expected two numbers above 0.')
     if args.type:
-        return tap_lines(complete(override({'type': args.type}, args.arg, '--arg'), args.size), args.size, '--arg')
+        return tap_lines(complete(common.network_options(args), args.size), args.size, '--arg')
     if args.arg:
         raise OptionsError('--arg belongs to --type; with -opt use --force_yml network_g:A=B.')
     stage = common.load_stage(args)

@@ -53,13 +53,49 @@ def _parser() -> argparse.ArgumentParser:
     workers.add_argument(
         '--workers', type=int, default=os.cpu_count() or 1, metavar='N', help='processes (default: all cores)'
     )
-
     command = commands.add_parser(
         'build',
         parents=[workers],
         help='make pairs from folders of photos',
         description='Make HR/LR pairs from folders of photos. A second call continues a stopped build.',
     )
+    _add_build_flags(command)
+    command.set_defaults(run=_build)
+
+    command = commands.add_parser(
+        'shrink',
+        parents=[workers],
+        help='make smaller copies of photos, to train on more sizes',
+        description='Write each photo in several sizes. Then build the data set from the new folder.',
+    )
+    command.add_argument('input', type=Path, nargs='+', metavar='INPUT', help='folders of photos')
+    command.add_argument('-o', '--out', type=Path, required=True, help='folder for the copies')
+    command.add_argument(
+        '--factors', type=float, nargs='+', default=[1, 0.9, 0.8, 0.7, 0.6], metavar='F', help='default: 1 .9 .8 .7 .6'
+    )
+    command.set_defaults(run=_shrink)
+
+    command = commands.add_parser(
+        'verify',
+        parents=[workers],
+        help='check a data set again',
+        description='Check every image of a data set that build or demo made.',
+    )
+    command.add_argument('out', type=Path, metavar='ROOT', help='folder of the data set')
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser(
+        'demo',
+        parents=[workers],
+        help='make the small demo set',
+        description='Make the demo set from the photos in the scikit-image package.',
+    )
+    command.add_argument('-o', '--out', type=Path, default=Path('datasets/demo'), help='default: datasets/demo')
+    command.set_defaults(run=_demo)
+    return parser
+
+
+def _add_build_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         'input',
         type=Path,
@@ -107,39 +143,6 @@ def _parser() -> argparse.ArgumentParser:
         '(default: png raw)',
     )
     command.add_argument('--no-lmdb', dest='lmdb', action='store_const', const=(), help='write no LMDBs')
-    command.set_defaults(run=_build)
-
-    command = commands.add_parser(
-        'shrink',
-        parents=[workers],
-        help='make smaller copies of photos, to train on more sizes',
-        description='Write each photo in several sizes. Then build the data set from the new folder.',
-    )
-    command.add_argument('input', type=Path, nargs='+', metavar='INPUT', help='folders of photos')
-    command.add_argument('-o', '--out', type=Path, required=True, help='folder for the copies')
-    command.add_argument(
-        '--factors', type=float, nargs='+', default=[1, 0.9, 0.8, 0.7, 0.6], metavar='F', help='default: 1 .9 .8 .7 .6'
-    )
-    command.set_defaults(run=_shrink)
-
-    command = commands.add_parser(
-        'verify',
-        parents=[workers],
-        help='check a data set again',
-        description='Check every image of a data set that build or demo made.',
-    )
-    command.add_argument('out', type=Path, metavar='ROOT', help='folder of the data set')
-    command.set_defaults(run=_verify)
-
-    command = commands.add_parser(
-        'demo',
-        parents=[workers],
-        help='make the small demo set',
-        description='Make the demo set from the photos in the scikit-image package.',
-    )
-    command.add_argument('-o', '--out', type=Path, default=Path('datasets/demo'), help='default: datasets/demo')
-    command.set_defaults(run=_demo)
-    return parser
 
 
 def _shrink(args: argparse.Namespace) -> None:

@@ -34,13 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar='NAME',
         help='the images to show (default: those with the largest gain)',
     )
-    parser.add_argument(
-        '--crop',
-        type=int,
-        nargs=3,
-        metavar=('X', 'Y', 'SIZE'),
-        help='the part to show, in HR pixels (default: 96 pixels where the gain is largest)',
-    )
+    common.add_crop_flag(parser)
     common.add_plugin_flag(parser)
     args = parser.parse_args(argv)
     return common.run(lambda: report(args))

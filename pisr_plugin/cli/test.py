@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pisr_plugin.cli import common
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
-from pisr_plugin.utils.files import archive_name, name_as_folder, replacing_folder
+from pisr_plugin.utils.files import name_as_folder
 
 if TYPE_CHECKING:
     from pisr_plugin.config.stages import Stage
@@ -44,13 +44,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def test(args: argparse.Namespace) -> int:
     """Tests the stages that the flags ask for, prints a table and returns the exit code."""
-    from pisr_plugin.config.runtime import check_data, make_folder
+    from pisr_plugin.config.runtime import check_data
     from pisr_plugin.config.schema import check_options
     from pisr_plugin.config.stages import select, unroll
     from pisr_plugin.engine.stage_card import add_measured
     from pisr_plugin.engine.test import (
         bicubic,
-        check_test_sets,
         describe,
         evaluate,
         save_ground_truth,
@@ -74,11 +73,10 @@ def test(args: argparse.Namespace) -> int:
         raise CheckpointError(
             f'nothing to test; none of these exists:\n{missing}\nTrain first, or name a file: --weights FILE'
         )
-    for stage in present:
-        if args.sets:
+    if args.sets:
+        for stage in present:
             stage.options['datasets'] = _sets(args.sets, next(iter(stage.options['datasets'].values())))
-            check_test_sets(stage.options['datasets'])
-    if not args.sets:
+    else:
         check_data(present[0])
 
     folder = present[0].folder.parent
@@ -87,9 +85,7 @@ def test(args: argparse.Namespace) -> int:
     if not args.bicubic:
         runs += [(stage, weights_of(stage)) for stage in present]
     how = {'self_ensemble': args.self_ensemble, 'tf32': args.tf32}
-    make_folder(folder.parent)
-    archive = archive_name(folder)
-    with replacing_folder(folder, archive) as unfinished:
+    with common.results_folder(folder) as unfinished:
         rows = [
             evaluate(stage, weights, protocol, unfinished, save_img=args.save_img, compile=args.compile, **how)
             for stage, weights in runs
@@ -104,8 +100,6 @@ def test(args: argparse.Namespace) -> int:
             if weights in trained:
                 add_measured(trained[weights], row, protocol.name)
     print(to_markdown(evaluation))
-    if archive.exists():
-        print(f'The earlier results were moved to {archive}')
     print(f'Saved in {folder}')
     return 0
 
@@ -133,7 +127,7 @@ def _named_checkpoints(stages: list[Stage], entries: list[str]) -> list[Stage]:
 def _sets(entries: list[str], like: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Makes the options of a test set for each ``NAME=FOLDER``, with the ``color`` of the one that it replaces."""
     color = {'color': like['color']} if 'color' in like else {}
-    sets = {}
+    sets: dict[str, dict[str, Any]] = {}
     for number, entry in enumerate(entries):
         name, equals, folder = entry.partition('=')
         if not equals or not Path(folder).expanduser().is_dir():
@@ -141,5 +135,8 @@ def _sets(entries: list[str], like: Mapping[str, Any]) -> dict[str, dict[str, An
                 f'--sets {entry}: no folder of that name. Expected a name and a folder of HR images, such as '
                 'Set5=datasets/Set5/HR.'
             )
+        name_as_folder(name, f'--sets {entry}')
+        if name in (other['name'] for other in sets.values()):
+            raise OptionsError(f'--sets {entry}: another set has this name (found {name!r}). Expected one for each.')
         sets[f'test_{number}'] = {'name': name, 'type': 'PairedImageDataset', 'dataroot_gt': folder, **color}
     return sets

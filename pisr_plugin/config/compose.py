@@ -134,7 +134,7 @@ def override(recipe: dict, entries: Iterable[str], flag: str = '--force_yml') ->
         _set(recipe, keys, value, option_path)
         if keys[0] != 'stages' and isinstance(stages, dict):
             for stage in stages.values():
-                if _holds(stage, keys):
+                if option_at(stage, keys) is not None:
                     _set(stage, keys, value, option_path)
     return recipe
 
@@ -154,11 +154,16 @@ def _set(options: Any, keys: list[str], value: Any, option_path: str) -> None:
             options = options[place]
 
 
-def _holds(options: Any, keys: list[str]) -> bool:
-    """Whether there is a value at ``keys``; ``~``, by which a stage does without an option, is none."""
+def option_at(options: Any, keys: Iterable[str]) -> Any:
+    """Returns the option at a path of keys; None where there is none, or ``~``."""
     for key in keys:
-        options = options.get(key) if isinstance(options, dict) else None
-    return options is not None
+        options = options.get(key) if isinstance(options, Mapping) else None
+    return options
+
+
+def below(option_path: str, key: object) -> str:
+    """Returns the option path of a key in the mapping at ``option_path``; empty: the mapping is the whole."""
+    return f'{option_path}.{key}' if option_path else str(key)
 
 
 def resolve(options: dict, *fallbacks: dict) -> dict:
@@ -177,11 +182,9 @@ def resolve(options: dict, *fallbacks: dict) -> dict:
 
     def look_up(path: str, option_path: str) -> Any:
         for root in (options, *fallbacks):
-            node: Any = root
-            for key in path.split('.'):
-                node = node.get(key) if isinstance(node, Mapping) else None
-            if node is not None:
-                return node
+            found = option_at(root, path.split('.'))
+            if found is not None:
+                return found
         raise OptionsError(
             f'{option_path}: ${{{path}}} refers to an option that does not exist. {did_you_mean(path, options)}'
         )
@@ -194,10 +197,7 @@ def resolve(options: dict, *fallbacks: dict) -> dict:
         if option_path.count('.') + len(pending) > 2 * MAX_DEPTH:
             raise OptionsError(f'{shown(option_path)}: references lead through too many levels.')
         if isinstance(value, Mapping):
-            return {
-                key: walk(item, f'{option_path}.{key}' if option_path else str(key), pending)
-                for key, item in value.items()
-            }
+            return {key: walk(item, below(option_path, key), pending) for key, item in value.items()}
         if isinstance(value, list):
             return [walk(item, f'{option_path}.{i}', pending) for i, item in enumerate(value)]
         if not isinstance(value, str):

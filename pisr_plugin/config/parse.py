@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from pisr_plugin.utils.errors import OptionsError
+from pisr_plugin.utils.errors import DataError, OptionsError
+from pisr_plugin.utils.text_files import read_text
 
 MAX_BYTES = 4 << 20  # of a file; the recipe of a grid of a thousand stages has two million
 MAX_NODES = 200_000  # values of a file, those behind aliases counted each time
@@ -64,15 +65,10 @@ def read_yaml(path: Path) -> Any:
         OptionsError: it cannot be read, is not UTF-8, or :func:`parse` refuses it.
     """
     try:
-        if not path.is_file():  # a pipe would block
-            raise OptionsError(f'{path}: does not exist or is not a file. Expected a YAML file.')
-        with open(path, 'rb') as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise OptionsError(f'{path}: the file is too large. Expected at most {MAX_BYTES} bytes.')
-        return parse(content.decode('utf-8-sig'), str(path))
-    except (OSError, ValueError) as error:  # no permission; a NUL in the name, bytes that are not UTF-8
-        raise OptionsError(f'{path}: cannot read this file ({getattr(error, "strerror", None) or error})') from None
+        text = read_text(path, 'Expected a YAML file.', MAX_BYTES)
+    except DataError as error:
+        raise OptionsError(str(error)) from None
+    return parse(text, str(path))
 
 
 def parse(text: str, option_path: str) -> Any:

@@ -7,12 +7,13 @@ A rule is an object with ``check(value, option_path, problems)``, which appends 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY, Registry
 
+from pisr_plugin.config.compose import below
+from pisr_plugin.utils.checks import is_number, is_whole
 from pisr_plugin.utils.docstrings import argument_docs, first_sentence
 from pisr_plugin.utils.errors import OptionsError, did_you_mean, shown
 from pisr_plugin.utils.files import name_as_folder
@@ -103,15 +104,9 @@ class Number(Plain):
         tests = [test for _, _, test in limits.values()]
         super().__init__(
             ' '.join(words),
-            lambda v: _is_number(v, whole) and all(test(v) for test in tests),
+            lambda v: (is_whole(v) if whole else is_number(v)) and all(test(v) for test in tests),
             loosely('integer' if whole else 'number', **{keyword: n for keyword, (n, _, _) in limits.items()}),
         )
-
-
-def _is_number(value: Any, whole: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        return False
-    return isinstance(value, int) or math.isfinite(value)
 
 
 class ListOf(Rule):
@@ -178,28 +173,12 @@ class Refused(Rule):
         return {'type': 'null', 'description': self.reason}
 
 
-def _is_template(text: Any) -> bool:
-    """Whether a text has ``{}`` once, where the name of an image goes, and nothing else that ``format`` would read."""
-    return isinstance(text, str) and text.count('{}') == text.count('{') == text.count('}') == 1
-
-
 _TEXT = {'type': ['string', 'null']}
 ANY = Rule()
 FLAG = Plain('true or false', lambda v: isinstance(v, bool), loosely('boolean'))
 TEXT = Plain('text', lambda v: isinstance(v, str) and '\0' not in v, _TEXT)
-TEMPLATE = Plain("text with '{}' once, for the image's name", _is_template, _TEXT)
 NUMBER = Number()
-NOT_NEGATIVE = Number(at_least=0)
-PROBABILITY = Number(at_least=0, at_most=1)
-WHOLE = Number(at_least=0, at_most=10**9, whole=True)
-POSITIVE = Number(at_least=1, at_most=10**9, whole=True)
-NUMBERS = ListOf(NUMBER)
 TEXTS = ListOf(TEXT, (0, 1000))
-MODULES = Plain(
-    'a mapping of module paths, teacher: student',
-    lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for pair in v.items() for x in pair),
-    mapping({}, additionalProperties=_TEXT),
-)
 
 
 class Fields(Rule):
@@ -226,7 +205,7 @@ class Fields(Rule):
             problems.append(wrong(option_path, value, 'a mapping'))
             return
         for key, item in value.items():
-            where = f'{option_path}.{key}' if option_path else str(key)
+            where = below(option_path, key)
             rule = self.rules.get(key)
             if rule is None:
                 rule = next((rule for prefix, rule in self.patterns.items() if str(key).startswith(prefix)), None)
@@ -238,7 +217,7 @@ class Fields(Rule):
                 )
         for key in self.required:
             if value.get(key) is None:
-                problems.append(f'{f"{option_path}.{key}" if option_path else key}: missing')
+                problems.append(f'{below(option_path, key)}: missing')
 
     def json(self, defs: dict[str, dict]) -> dict:
         return mapping(

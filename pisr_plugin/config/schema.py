@@ -17,16 +17,10 @@ from pisr_plugin.config.rules import (
     ANY,
     FLAG,
     KINDS,
-    MODULES,
-    NOT_NEGATIVE,
-    NUMBERS,
-    POSITIVE,
-    PROBABILITY,
+    NUMBER,
     REFERENCE,
-    TEMPLATE,
     TEXT,
     TEXTS,
-    WHOLE,
     Block,
     Fields,
     FolderName,
@@ -49,6 +43,7 @@ from pisr_plugin.degradations.registry import DEGRADATION_REGISTRY
 from pisr_plugin.evaluation.protocol import PROTOCOLS
 from pisr_plugin.models.optimizers import argument_mistakes, find_optimizer, is_usable, optimizers
 from pisr_plugin.models.step import StepOptions
+from pisr_plugin.utils.checks import is_whole
 from pisr_plugin.utils.docstrings import argument_docs, option_docs
 from pisr_plugin.utils.errors import OptionsError, did_you_mean
 
@@ -94,6 +89,22 @@ def _check(rule: Rule, options: Mapping, option_path: str) -> None:
         raise OptionsError('\n'.join([*problems[:20], *more]))
 
 
+def _is_template(text: Any) -> bool:
+    """Whether a text has ``{}`` once, where the name of an image goes, and nothing else that ``format`` would read."""
+    return isinstance(text, str) and text.count('{}') == text.count('{') == text.count('}') == 1
+
+
+TEMPLATE = Plain("text with '{}' once, for the image's name", _is_template, TEXT.schema)
+NOT_NEGATIVE = Number(at_least=0)
+PROBABILITY = Number(at_least=0, at_most=1)
+WHOLE = Number(at_least=0, at_most=10**9, whole=True)
+POSITIVE = Number(at_least=1, at_most=10**9, whole=True)
+NUMBERS = ListOf(NUMBER)
+MODULES = Plain(
+    'a mapping of module paths, teacher: student',
+    lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for pair in v.items() for x in pair),
+    mapping({}, additionalProperties=TEXT.schema),
+)
 # Keys that any dataset may have, and those of BasicSR's loader.
 DATASET_KEYS = {
     'name': FolderName(),
@@ -410,7 +421,7 @@ def stage_rule(options: Mapping, is_train: bool = False) -> Fields:
             ),
             'num_gpu': Plain(
                 "a whole number from 0 on or 'auto'",
-                lambda v: v == 'auto' or (isinstance(v, int) and not isinstance(v, bool) and v >= 0),
+                lambda v: v == 'auto' or is_whole(v, 0),
                 loosely('integer', minimum=0) | {'pattern': f'^auto$|{REFERENCE}'},
             ),
             'dist_params': DIST_PARAMS,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pisr_plugin.config.compose import merge, resolve
+from pisr_plugin.config.compose import below, merge, option_at, resolve
 from pisr_plugin.utils.errors import OptionsError, did_you_mean, shown
 from pisr_plugin.utils.files import name_as_folder
 
@@ -119,7 +119,7 @@ def unroll(recipe: dict, root: str | Path = '.') -> list[Stage]:
         stage = Stage(stage_name, options, root / name / stage_name)
         for key in ('path', 'train'):
             if not isinstance(options.get(key, {}), dict):
-                where = f'{option_path}.{key}' if stage_name else key
+                where = below(stage.option_path, key)
                 raise OptionsError(
                     f'{where}: wrong value (found {shown(options[key])}). Expected a mapping of options.'
                 )
@@ -151,19 +151,13 @@ def weight_options(options: Mapping[str, Any], ignored: Iterable[str] = (*WATCHE
         options: The stage's options.
         ignored: Option paths to leave out; data to validate and test on are always left out.
     """
-    kept = {**deepcopy(dict(options)), 'datasets': {'train': deepcopy(_at(options, ['datasets', 'train']))}}
+    kept = {**deepcopy(dict(options)), 'datasets': {'train': deepcopy(option_at(options, ['datasets', 'train']))}}
     for path in ignored:
         *parents, key = path.split('.')
-        block = _at(kept, parents)
+        block = option_at(kept, parents)
         if isinstance(block, dict):
             block.pop(key, None)
     return kept
-
-
-def _at(options: Any, keys: list[str]) -> Any:
-    for key in keys:
-        options = options.get(key) if isinstance(options, Mapping) else None
-    return options
 
 
 def _take_hand_offs(stage: Stage, earlier: list[Stage]) -> None:

@@ -12,13 +12,8 @@ from basicsr.utils.dist_util import get_dist_info
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from pisr_plugin.degradations.registry import (
-    DEGRADATION_REGISTRY,
-    checked_range,
-    checked_whole,
-    random_stream,
-    samples_of_rank,
-)
+from pisr_plugin.degradations.registry import DEGRADATION_REGISTRY, random_stream, samples_of_rank
+from pisr_plugin.utils.checks import check_choice, checked_range, checked_whole
 from pisr_plugin.utils.devices import to_device
 from pisr_plugin.utils.resize import imresize
 
@@ -138,8 +133,8 @@ class BlurNoiseDownsample:
         self.kernel_size = checked_kernel_size(kernel_size)
         self.sigma = checked_range('sigma', sigma, 1e-6, 1e6)
         self.noise = checked_range('noise', noise, 0, 255)
-        self.downsample = checked_downsample(downsample)
-        self.isotropic, self.per_image, self.seed = isotropic, per_image, seed
+        check_choice('downsample', downsample, DOWNSAMPLING)
+        self.downsample, self.isotropic, self.per_image, self.seed = downsample, isotropic, per_image, seed
 
     def __call__(self, batch: Mapping[str, Tensor], iteration: int) -> dict[str, Tensor]:
         """Degrades one batch.
@@ -177,11 +172,3 @@ class BlurNoiseDownsample:
 def checked_kernel_size(size: object) -> int:
     """Returns the side of a kernel, or raises ValueError if it is not an odd number."""
     return checked_whole('kernel_size', size, 1, _LARGEST_KERNEL, multiple=2, rest=1)
-
-
-def checked_downsample(name: object) -> str:
-    """Returns the name of a way of downsampling, or raises ValueError if it is unknown."""
-    if name not in DOWNSAMPLING:
-        expected = ' or '.join(map(repr, DOWNSAMPLING))
-        raise ValueError(f'downsample: unknown value (found {name!r}). Expected {expected}')
-    return name

@@ -18,15 +18,8 @@ from basicsr.utils.img_process_util import filter2D
 from torch import Tensor
 from torch.nn import functional as F
 
-from pisr_plugin.degradations.registry import (
-    DEGRADATION_REGISTRY,
-    checked_number,
-    checked_range,
-    checked_whole,
-    is_number,
-    random_stream,
-    samples_of_rank,
-)
+from pisr_plugin.degradations.registry import DEGRADATION_REGISTRY, random_stream, samples_of_rank
+from pisr_plugin.utils.checks import checked_number, checked_range, checked_whole, is_number
 from pisr_plugin.utils.errors import OptionsError
 from pisr_plugin.utils.random_state import seeded
 

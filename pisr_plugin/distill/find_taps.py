@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pisr_plugin.utils.devices import evaluating
+
 # An upsampling block may contain a convolution and an activation at LR size; more layers than that are a body.
 _LAYERS_BEFORE_GROWTH = 2
 
@@ -82,20 +84,9 @@ def trace(net: nn.Module, inputs: Sequence[Tensor]) -> list[Call]:
         out.
     """
     calls: list[Call] = []
-    with torch.no_grad(), _evaluating(net), _noting(net, calls):
+    with torch.no_grad(), evaluating(net), _noting(net, calls):
         net(*inputs)
     return calls
-
-
-@contextmanager
-def _evaluating(net: nn.Module):
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

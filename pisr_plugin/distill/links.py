@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pisr_plugin.distill.taps import Tap, TapReader
-from pisr_plugin.utils.errors import OptionsError, TapError, did_you_mean
+from pisr_plugin.utils.devices import evaluating
+from pisr_plugin.utils.errors import OptionsError, TapError, did_you_mean, located
 
 SCALE_ESTIMATOR = {'type': 'LocationScale'}  # the estimator of a loss that requires a scale, where options name none
 
@@ -211,15 +212,8 @@ def _fitted(estimator: nn.Module | None, loss: nn.Module, option_path: str) -> n
 
 
 def _feature(net: nn.Module, tap: str, inputs: Sequence[Tensor], option_path: str) -> Tensor:
-    training = net.training
-    net.eval()  # or the trial would change batch statistics
-    try:
-        feature = TapReader(net, [tap]).read(*inputs)[tap]
-    except TapError as error:
-        raise TapError(f'{option_path}: {error}') from None
-    finally:
-        net.train(training)
-    return feature
+    with located(option_path), evaluating(net):  # or the trial would change batch statistics
+        return TapReader(net, [tap]).read(*inputs)[tap]
 
 
 def _check_trains(link: Link, feature: Tensor, target: Tensor, option_path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from pisr_plugin.utils.files import read_records
+from pisr_plugin.utils.text_files import read_records
 
 
 class CpuTimer:

@@ -16,7 +16,7 @@ from pisr_plugin.config.stages import Stage
 from pisr_plugin.data.storage.image_files import write_png
 from pisr_plugin.evaluation.complexity import count
 from pisr_plugin.evaluation.measure import DatasetResult, borders, measure
-from pisr_plugin.evaluation.protocol import PROTOCOLS, Protocol, as_rgb
+from pisr_plugin.evaluation.protocol import Protocol, as_rgb
 from pisr_plugin.evaluation.results import Evaluation, ProtocolRecord, Row, Run
 from pisr_plugin.evaluation.test_images import read_images
 from pisr_plugin.inference.descriptor import ModelDescriptor, load_model
@@ -25,6 +25,7 @@ from pisr_plugin.utils.devices import device_name, precision
 from pisr_plugin.utils.errors import OptionsError
 from pisr_plugin.utils.files import name_as_folder
 from pisr_plugin.utils.logging import quiet
+from pisr_plugin.utils.resize import crop_to_multiple
 from pisr_plugin.version import __version__
 
 
@@ -37,7 +38,7 @@ def test_stage(stage: Stage, named: Collection[str] = frozenset(), save_img: boo
         save_img: Whether reconstructions are saved.
 
     Raises:
-        OptionsError: the recipe names no test sets or metrics, or two test sets of one name.
+        OptionsError: the recipe names no test sets or metrics.
     """
     options = deepcopy(stage.options)
     label = stage.network[-1]
@@ -67,28 +68,7 @@ def test_stage(stage: Stage, named: Collection[str] = frozenset(), save_img: boo
         'save_img': save_img,
     }
     options.pop('logger', None)
-    check_test_sets(options['datasets'])
     return Stage(stage.name, options, Path.cwd() / 'results' / stage.recipe / (stage.name or 'test'))
-
-
-def check_test_sets(datasets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Checks the names of test sets, which become folders and columns.
-
-    Args:
-        datasets: Blocks of the options by phase.
-
-    Raises:
-        OptionsError: a name cannot be a folder's, or two test sets share one.
-    """
-    phases: dict[str, str] = {}
-    for phase, block in datasets.items():
-        place = f'datasets.{phase}.name'
-        name = name_as_folder(block.get('name'), place)
-        if name in phases:
-            raise OptionsError(
-                f'{place}: datasets.{phases[name]} has this name too (found {name!r}). Expected a name for each.'
-            )
-        phases[name] = phase
 
 
 def weights_of(stage: Stage) -> Path:
@@ -135,9 +115,9 @@ def evaluate(
             results[dataset['name']] = measure(
                 candidate, dataset, protocol, metrics, self_ensemble=self_ensemble, pictures=pictures
             )
-    if weights is None:
-        return Row.of(candidate.name, {options.get('manual_seed', 0): results}, role='bicubic', network='bicubic')
     seed = options.get('manual_seed', 0)
+    if weights is None:
+        return Row.of(candidate.name, {seed: results}, role='bicubic', network='bicubic')
     return Row.of(
         candidate.name,
         {seed: results},
@@ -162,8 +142,7 @@ def build_descriptor(stage: Stage, weights: Path | None, compile: bool = False) 
         CheckpointError: the checkpoint is missing, damaged or another network's.
     """
     opt = runtime_options(stage, stage.folder, is_train=False)
-    on_y = any(data.get('color') == 'y' for data in opt['datasets'].values())
-    channels = 1 if on_y else 3
+    channels = _channels(opt)
     if weights is None:
         return ModelDescriptor('bicubic', None, channels, opt['scale'])
     with quiet():
@@ -180,6 +159,11 @@ def build_descriptor(stage: Stage, weights: Path | None, compile: bool = False) 
     assert model.net is not None  # bicubic interpolation alone has none
     model.net = optimized(model.net, compile=compile)
     return model
+
+
+def _channels(options: Mapping[str, Any]) -> int:
+    """Returns the channels of what the test sets give: 1 where one of them gives luminance."""
+    return 1 if any(data.get('color') == 'y' for data in options['datasets'].values()) else 3
 
 
 def multi_adds_of(network: dict, scale: int) -> int | None:
@@ -213,8 +197,7 @@ def describe(
     """
     options, metrics = stage.options, stage.options['val']['metrics']
     gpu = runtime_options(stage, stage.folder, is_train=False)['num_gpu']
-    on_y = any(data.get('color') == 'y' for data in options['datasets'].values())
-    channels = input_channels(options[stage.network], 1 if on_y else 3)
+    channels = input_channels(options[stage.network], _channels(options))
     return Evaluation(
         options['scale'],
         {name: block.get('better', 'higher') for name, block in metrics.items()},
@@ -249,7 +232,7 @@ def save_ground_truth(options: Mapping[str, Any], folder: Path) -> dict[str, dic
         make_folder(target)
         saved[dataset['name']] = {}
         for sample in read_images({**dataset, 'scale': options['scale'], 'phase': 'val'}):
-            gt = PROTOCOLS['basicsr'].ground_truth(sample.gt, options['scale'])
+            gt = crop_to_multiple(sample.gt, options['scale'])
             saved[dataset['name']][sample.name] = path = target / f'{sample.name}.png'
             write_png(path, np.ascontiguousarray(as_rgb(gt)))
     return saved

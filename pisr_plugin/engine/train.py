@@ -8,7 +8,7 @@ from pathlib import Path
 
 from basicsr.models import build_model
 
-from pisr_plugin.config.compose import compose
+from pisr_plugin.config.compose import below, compose
 from pisr_plugin.config.runtime import check_data, runtime_options
 from pisr_plugin.config.stages import Stage, weight_options
 from pisr_plugin.engine.nan_check import check_start
@@ -48,7 +48,7 @@ def is_finished(stage: Stage) -> bool:
 def _differences(old: object, new: object, path: str = '') -> Iterator[tuple[str, object, object]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
-            yield from _differences(old.get(key), new.get(key), f'{path}.{key}' if path else str(key))
+            yield from _differences(old.get(key), new.get(key), below(path, key))
     elif old != new:
         yield path, old, new
 

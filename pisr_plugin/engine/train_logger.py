@@ -13,7 +13,8 @@ from basicsr.utils import get_root_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pisr_plugin.utils.files import read_records, sync_folder, write_whole
+from pisr_plugin.utils.files import sync_folder, write_whole
+from pisr_plugin.utils.text_files import read_records
 
 
 class TrainLogger:

@@ -75,7 +75,8 @@ class TrainingStates:
 
     def _read(self, iteration: int) -> dict:
         path = self.file(iteration)
-        state = checkpoint.load_training_state(path)
+        state = checkpoint.load_file_safely(path)
+        checkpoint.check_training_state(state, path)
         if state['iter'] != iteration:
             raise CheckpointError(f'{path} is not the training state of iteration {iteration}.')
         for name in state.get('networks', [f'{self.network}_{iteration}.pth']):

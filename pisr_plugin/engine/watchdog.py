@@ -78,7 +78,8 @@ class RankWatchdog:
                 error = RankError(missing)
             elif _is_lost_connection(error):
                 error = RankError(f'the connection between the ranks broke: {first_line(error)}')
-            told = isinstance(error, (PISRError, OSError)) and not self._is_first(str(error))
+            key = f'told/{zlib.crc32(str(error).encode())}'
+            told = isinstance(error, (PISRError, OSError)) and self._store.add(key, 1) > 1
             # the others name the rank that failed first, not one that ended because of it
             self._store.set(f'ended/{self.rank}', str(error) if isinstance(error, RankError) else '')
             # a broken connection wakes all ranks, a mistake only those that make it
@@ -89,9 +90,6 @@ class RankWatchdog:
                 error = RankError(known)
             told = told or (self._told and isinstance(error, RankError))
         return RankError('') if told else error
-
-    def _is_first(self, text: str) -> bool:
-        return self._store.add(f'told/{zlib.crc32(text.encode())}', 1) == 1
 
     def _missing(self, wait: bool) -> str | None:
         """Names a rank that has ended; None if all ranks seem to live."""

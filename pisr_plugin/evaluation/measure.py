@@ -109,7 +109,7 @@ def measure_images(
     """
     rank, ranks = share
     for number, sample in enumerate(read_images(dataset, rank, ranks)):
-        gt = protocol.ground_truth(sample.gt, candidate.scale)
+        gt = crop_to_multiple(sample.gt, candidate.scale)
         if sample.lq is not None and not protocol.on_plane:
             height, width = (side * candidate.scale for side in sample.lq.shape[:2])
             gt = gt[:height, :width]
@@ -228,7 +228,7 @@ def _values(
 
     Args:
         one: The reconstruction.
-        gt: The ground truth as :meth:`Protocol.ground_truth` returns it.
+        gt: The ground truth, cut to a multiple of the scale.
         protocol: Which values are compared.
         metrics: Options of the metrics by name.
         scale: Upscaling factor.

@@ -14,7 +14,7 @@ import torch
 from basicsr.utils.color_util import rgb2ycbcr
 
 from pisr_plugin.utils.errors import OptionsError, did_you_mean
-from pisr_plugin.utils.resize import crop_to_multiple, imresize, imresize_uint8
+from pisr_plugin.utils.resize import imresize, imresize_uint8
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,11 @@ class Protocol:
         used_by = f', as {self.used_by}' if self.used_by else ''
         return f'{"RGB" if self.rgb else "luminance"}: {made}, {compared}{used_by}'
 
-    def ground_truth(self, hr: np.ndarray, scale: int) -> np.ndarray:
-        """Cuts an HR image to a multiple of the scale.
-
-        Args:
-            hr: (H, W, 3) RGB or (H, W) grey, uint8.
-            scale: Upscaling factor.
-        """
-        return crop_to_multiple(hr, scale)
-
     def degrade(self, gt: np.ndarray, scale: int, channels: int) -> np.ndarray:
         """Makes a network's LR image by MATLAB's bicubic.
 
         Args:
-            gt: Ground truth as :meth:`ground_truth` returns it.
+            gt: HR image, (H, W, 3) RGB or (H, W) grey, uint8, cut to a multiple of the scale.
             scale: Upscaling factor.
             channels: Of the network's input: 1 for luminance, 3 for RGB.
 
@@ -108,7 +99,7 @@ class Protocol:
 
         Args:
             sr: The reconstruction, luminance or RGB.
-            gt: Ground truth as :meth:`ground_truth` returns it.
+            gt: HR image, (H, W, 3) RGB or (H, W) grey, uint8, cut to a multiple of the scale.
 
         Raises:
             OptionsError: the reconstruction is luminance, and this protocol compares RGB.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pisr_plugin.utils.errors import DataError, shown
 from pisr_plugin.utils.files import write_whole
+from pisr_plugin.utils.text_files import read_json
 
 if TYPE_CHECKING:
     from pisr_plugin.evaluation.measure import DatasetResult
@@ -355,22 +356,8 @@ def read_evaluation(path: str | Path) -> Evaluation:
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
-    if not path.is_file():
-        raise DataError(f'{path} does not exist. Expected a folder of results that has an {FILE}, or the file itself.')
-    with open(path, 'rb') as file:
-        text = file.read(LARGEST_FILE + 1)
-    if len(text) > LARGEST_FILE:
-        raise DataError(f'{path}: the file is too large. Expected at most {LARGEST_FILE // 2**20} MiB.')
-    try:
-        content = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path} is not JSON: {error}') from None
-    if not isinstance(content, Mapping) or content.get('kind') != KIND['kind']:
-        raise DataError(f"{path} is not an evaluation. Expected kind: 'evaluation'.")
-    if content.get('version') != KIND['version']:
-        raise DataError(
-            f'{path}: version: unknown (found {_shown(content.get("version"))}). Expected {KIND["version"]}.'
-        )
+    hint = f'Expected a folder of results that has an {FILE}, or the file itself.'
+    content = read_json(path, hint, LARGEST_FILE, KIND)
     reader = _Reader(path)
     evaluation = reader.read(Evaluation, content, '')
     evaluation.path, evaluation.missing = path, reader.missing
@@ -439,17 +426,17 @@ class _Reader:
 
     def _expect(self, kind: Any, value: Any, place: str) -> None:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self._error(place, f'wrong type (found {_shown(value)}). Expected {_WORDS[kind]}.')
+            raise self._error(place, f'wrong type (found {shown(value)}). Expected {_WORDS[kind]}.')
         if kind is int and abs(value) > LARGEST_NUMBER:
             raise self._error(place, f'the number is too large. Expected at most {LARGEST_NUMBER:g}.')
         if kind in LONGEST and len(value) > LONGEST[kind]:
             raise self._error(place, f'too long (found {len(value)}). Expected at most {LONGEST[kind]}.')
         if kind is str and _CONTROL.search(value):
-            raise self._error(place, f'it holds control characters (found {_shown(value)}).')
+            raise self._error(place, f'it holds control characters (found {shown(value)}).')
 
     def _number(self, value: Any, place: str) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_NUMBER:
-            raise self._error(place, f'not a finite number (found {_shown(value)}). Expected one up to 1e18.')
+            raise self._error(place, f'not a finite number (found {shown(value)}). Expected one up to 1e18.')
         return value
 
     def _path(self, value: Any, place: str) -> Path | None:
@@ -458,13 +445,11 @@ class _Reader:
         path = self.folder / value
         if place.startswith('rows') and '.runs[' in place:  # run folders lie in experiments/
             if Path(value).is_absolute():
-                raise self._error(
-                    place, f'an absolute path (found {_shown(value)}). Expected one relative to the file.'
-                )
+                raise self._error(place, f'an absolute path (found {shown(value)}). Expected one relative to the file.')
             return path
         try:
             if not path.resolve().is_relative_to(self.folder.resolve()):
-                raise self._error(place, f'outside of the folder of results (found {_shown(value)}).')
+                raise self._error(place, f'outside of the folder of results (found {shown(value)}).')
             if path.is_file():
                 return path
         except (OSError, ValueError, RuntimeError):  # too long a name; a link that leads to itself
@@ -484,10 +469,10 @@ class _Reader:
         if not 1 <= evaluation.scale <= 64:
             raise self._error('scale', f'out of range (found {evaluation.scale}). Expected 1 to 64.')
         if len(set(names)) < len(names):
-            raise self._error('rows', f'two rows have the same name (found {_shown(", ".join(names))}).')
+            raise self._error('rows', f'two rows have the same name (found {shown(", ".join(names))}).')
         if evaluation.against not in (None, *names):
             raise self._error(
-                'against', f'no such row (found {evaluation.against!r}). Expected one of {_shown(", ".join(names))}.'
+                'against', f'no such row (found {evaluation.against!r}). Expected one of {shown(", ".join(names))}.'
             )
         for i, row in enumerate(evaluation.rows):
             numbers = {key: getattr(row, key) for key in ('parameters', 'multi_adds', 'training_seconds')}
@@ -501,8 +486,3 @@ class _Reader:
 
 _CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]')  # and halves of surrogate pairs
 _WORDS = {dict: 'a mapping', list: 'a list', str: 'text', int: 'a whole number', bool: 'true or false'}
-
-
-def _shown(value: Any) -> str:
-    """A value for a message; of a container only its kind, because the text of a deep one exhausts the stack."""
-    return _WORDS[type(value)] if isinstance(value, (dict, list)) else shown(value)

@@ -47,7 +47,7 @@ def read_images(options: Mapping[str, Any], start: int = 0, step: int = 1) -> It
             'with. pisr-upscale upscales images that have no ground truth.'
         )
     if not _on_disk(options):
-        dataset = _dataset(options)
+        dataset = build_dataset({**options, 'color': 'rgb'})
         for item in (dataset[number] for number in range(start, len(dataset), step)):
             name = Path(item['lq_path']).name  # one HR image may come with several degradations
             yield Sample(name.removesuffix('.png'), _to_uint8(item['gt']), _to_uint8(item['lq']))
@@ -77,10 +77,6 @@ def _on_disk(options: Mapping[str, Any]) -> bool:
 
 def _root(options: Mapping[str, Any]) -> Path:
     return Path(os.path.expanduser(options['dataroot_gt']))
-
-
-def _dataset(options: Mapping[str, Any]):
-    return build_dataset({**options, 'color': 'rgb'})
 
 
 def _to_uint8(image: Tensor) -> np.ndarray:

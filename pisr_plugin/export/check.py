@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ def compare(
     times = [(_seconds(export, lq), _seconds(network, lq)) for _ in range(RUNS)]  # in turn: the machine's load changes
     seconds, seconds_torch = (min(column) for column in zip(*times))
     # max() of Python drops NaN
-    return Comparison(255 * float(np.max(differences)), _mean(psnr), _mean(psnr_torch), seconds, seconds_torch)
+    return Comparison(255 * float(np.max(differences)), fmean(psnr), fmean(psnr_torch), seconds, seconds_torch)
 
 
 def _sample(gt: np.ndarray, card: Card) -> Sample:
@@ -152,7 +153,3 @@ def _seconds(run: Callable[[Tensor], Tensor], lq: Tensor) -> float:
     start = time.perf_counter()
     run(lq)
     return time.perf_counter() - start
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -13,11 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pisr_plugin.inference.card import Card
 from pisr_plugin.inference.descriptor import ModelDescriptor
-from pisr_plugin.inference.predict import find_tile_pad
 from pisr_plugin.utils.errors import DataError, InstallError, OptionsError, first_line
 from pisr_plugin.utils.files import write_whole
 
@@ -49,18 +46,13 @@ def describe(model: ModelDescriptor, card: Card, name: str, file: str) -> dict[s
         name: Its name, by which the page tells models apart.
         file: Its ONNX file within the page's folder.
     """
-    assert model.net is not None
-    try:
-        pad: int | None = find_tile_pad(model.net, torch.zeros(1, model.channels, 1, 1), model.window)
-    except OptionsError:  # the image must be computed at once
-        pad = None
     return {
         'name': name,
         'file': file,
         'scale': card.scale,
         'color': card.color,
         'window': model.window,
-        'pad': pad,
+        'pad': model.tile_pad,
     }
 
 

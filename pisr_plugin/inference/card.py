@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,9 +17,10 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from pisr_plugin.archs.network_info import argument
-from pisr_plugin.data.storage.text_files import read_text
+from pisr_plugin.utils.checks import is_number, is_whole
 from pisr_plugin.utils.errors import CheckpointError, DataError, did_you_mean, shown
 from pisr_plugin.utils.files import write_whole
+from pisr_plugin.utils.text_files import read_json
 
 KIND = {'kind': 'model card', 'version': 1}
 COLORS = ('y', 'rgb')
@@ -114,14 +114,7 @@ def read_card(path: str | os.PathLike) -> Card:
         DataError: the file is missing, no card, or a value of it does not fit; the message names the key.
     """
     path = card_file(path)
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path} is not JSON: {error}') from None
-    if not isinstance(content, dict) or content.get('kind') != KIND['kind']:
-        raise DataError(f"{path} is not a model card. Expected kind: '{KIND['kind']}'.")
-    if content.get('version') != KIND['version']:
-        raise DataError(f'{path}: version: unknown (found {shown(content.get("version"))}). Expected 1.')
+    content = read_json(path, expected=KIND)
     for key, value in content.items():
         if key not in (*_FIELDS, *KIND):
             raise DataError(f'{path}: {key}: no such key. {did_you_mean(key, _FIELDS)}')
@@ -175,23 +168,19 @@ def _is_measured(value: object) -> bool:
     return (
         len(sets) == len(value)
         and len(values) == sum(map(len, sets))
-        and all(type(one) in (int, float) and math.isfinite(one) for metrics in values for one in metrics.values())
+        and all(is_number(one) for metrics in values for one in metrics.values())
     )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**60
 
 
 # of each key: whether a value fits, and what is expected
 _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     'weights': (_is_file_name, f'the name of a file beside the card that ends in {" or ".join(WEIGHTS)}'),
     'network': (_is_network, 'options of a network, with its type'),
-    'scale': (lambda value: type(value) is int and 1 <= value <= 8, 'a whole number from 1 to 8'),
+    'scale': (lambda value: is_whole(value, 1, 8), 'a whole number from 1 to 8'),
     'color': (lambda value: value in COLORS, ' or '.join(COLORS)),
     'param_key': (lambda value: value in ('params', 'params_ema'), 'params or params_ema'),
     'sha256': (lambda value: _is_text(value) and len(str(value)) == 64, '64 hexadecimal digits'),
-    'parameters': (_is_count, 'a whole number from 0 on'),
+    'parameters': (lambda value: is_whole(value, 0, 2**60), 'a whole number from 0 on'),
     'trained': (_is_flat, 'a mapping of text and numbers'),
     'measured': (_is_measured, 'numbers by protocol, test set and metric'),
     'licence': (_is_texts, 'a mapping of text'),

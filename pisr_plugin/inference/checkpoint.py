@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pisr_plugin.utils.checks import is_whole
 from pisr_plugin.utils.errors import CheckpointError, first_line
 from pisr_plugin.utils.files import replacing
 
@@ -104,20 +106,6 @@ def _check_sums(file: BinaryIO) -> None:
         raise ValueError(f'the checksum of {changed} in it is wrong')
 
 
-def load_training_state(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a training state, and checks all of it that needs no model.
-
-    Args:
-        path: A ``.state`` file.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or is not a training state.
-    """
-    state = load_file_safely(path)
-    check_training_state(state, path)
-    return state
-
-
 def check_training_state(state: object, path: str | os.PathLike) -> None:
     """Checks all of a training state that needs no model.
 
@@ -137,10 +125,6 @@ def check_training_state(state: object, path: str | os.PathLike) -> None:
             raise CheckpointError(f'{path}: {key}: wrong value (found {_short(state[key])}). Expected {expected}.')
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
 def _is_dicts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
@@ -158,19 +142,20 @@ def _is_best(value: object) -> bool:
         isinstance(record, dict)
         and record.get('better') in ('higher', 'lower')
         and type(record.get('val')) in (int, float)
-        and type(record.get('iter')) is int
+        and is_whole(record.get('iter'))
         for record in records
     )
 
 
+_is_count = functools.partial(is_whole, low=0)
 # of each key: whether every state has it (states of stock BasicSR too), whether a value fits, what is expected
-_STATE = {
+_STATE: Mapping[str, tuple[bool, Callable[[Any], bool], str]] = {
     'epoch': (True, _is_count, 'a whole number from 0 on'),
     'iter': (True, _is_count, 'a whole number from 0 on'),
     'optimizers': (True, _is_dicts, 'a list of state dicts'),
     'schedulers': (True, _is_dicts, 'a list of state dicts'),
     'networks': (False, _is_files, 'a list of file names'),
-    'world_size': (False, lambda value: _is_count(value) and value > 0, 'a whole number from 1 on'),
+    'world_size': (False, lambda value: is_whole(value, 1), 'a whole number from 1 on'),
     'random_states': (False, _is_dicts, 'a list of dicts'),
     'nonfinite': (False, _is_count, 'a whole number from 0 on'),
     'best_metric_results': (False, _is_best, "BasicSR's record of the best metrics"),
@@ -192,7 +177,9 @@ def load_weights(path: str | os.PathLike, param_key: str | None = 'params') -> d
     """
     weights = _without_module(_read(path, param_key))
     for key, value in weights.items():
-        _check_tensor(path, key, value)
+        problem = tensor_problem(value)
+        if problem:
+            raise CheckpointError(f'{path}: {key}: {problem}')
     return weights
 
 
@@ -213,20 +200,6 @@ def _read(path: str | os.PathLike, param_key: str | None) -> Mapping[str, Tensor
         found = f'keys {", ".join(map(_short, list(content)[:5]))}' if is_mapping else type(content).__name__
         raise CheckpointError(f'{path} holds no network weights (found {found}). Expected tensors by name.')
     return content
-
-
-def _check_tensor(path: str | os.PathLike, key: str, value: Tensor, like: Tensor | None = None) -> None:
-    """Raises unless a tensor of a file can be copied into a network and be computed with.
-
-    Args:
-        path: The file, for the message.
-        key: Name of the tensor.
-        value: The tensor of the file.
-        like: The network's tensor of this name and shape, if there is a network.
-    """
-    problem = tensor_problem(value, like)
-    if problem:
-        raise CheckpointError(f'{path}: {key}: {problem}')
 
 
 def tensor_problem(value: Tensor, like: Tensor | None = None) -> str | None:
@@ -303,7 +276,9 @@ def load_network(
         raise CheckpointError('\n'.join([*lines, f'  The file {found}.'] if found else lines))
     fitting = {key: value for key, value in weights.items() if key in own and key not in reshaped}
     for key, value in fitting.items():
-        _check_tensor(path, key, value, own[key])
+        problem = tensor_problem(value, own[key])
+        if problem:
+            raise CheckpointError(f'{path}: {key}: {problem}')
     net.load_state_dict(fitting, strict=False)
     mapped = _mapped(content, weights)
     if mapped:

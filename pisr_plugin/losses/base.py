@@ -37,7 +37,7 @@ class FeatureLoss(nn.Module):
     allow_channel_mismatch = False
     requires_scale = False
 
-    def __init__(self, loss_weight: float, reduction: str = 'mean') -> None:
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean') -> None:
         super().__init__()
         check_choice('reduction', reduction, REDUCTIONS)
         self.loss_weight, self.reduction = loss_weight, reduction
@@ -58,7 +58,7 @@ class FeatureLoss(nn.Module):
         # Autocast would compute the matrix products of some losses in half precision again.
         with torch.autocast(location.device.type, enabled=False):
             value = self.compare(lifted, target.detach().to(dtype))
-            return self.loss_weight * (reduce(value, self.reduction) if value.ndim else value)
+            return self.loss_weight * (_reduce(value, self.reduction) if value.ndim else value)
 
     def _check(self, estimate: object, target: Tensor) -> Tensor:
         """Raises unless estimate and target fit; returns the estimate, or its location."""
@@ -98,7 +98,7 @@ class FeatureLoss(nn.Module):
         return location
 
 
-def reduce(loss: Tensor, reduction: str) -> Tensor:
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
     """Returns the map ``loss`` itself, its mean or its sum over all elements."""
     return loss if reduction == 'none' else getattr(loss, reduction)()
 

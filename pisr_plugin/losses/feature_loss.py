@@ -29,8 +29,5 @@ class FeatureMAELoss(FeatureLoss):
         ValueError: ``reduction`` is unknown (when built); shapes differ, even if they would broadcast (when called).
     """
 
-    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean') -> None:
-        super().__init__(loss_weight, reduction)
-
     def compare(self, estimate: Tensor, target: Tensor) -> Tensor:
         return (estimate - target).abs()

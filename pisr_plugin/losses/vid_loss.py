@@ -8,38 +8,15 @@ give the numbers of the PISR authors' code; see VIDLaplaceLoss for the paper's p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from pisr_plugin.losses.base import FeatureLoss, reduce
+from pisr_plugin.losses.base import FeatureLoss
 from pisr_plugin.utils.checks import check_positive
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-
-
-def vid_laplace_nll(
-    location: Tensor,
-    scale: Tensor,
-    target: Tensor,
-    *,
-    scale_factor: float = 0.1,
-    eps: float = 1e-8,
-    official_constant: bool = True,
-    reduction: str = 'mean',
-) -> Tensor:
-    """Returns the negative log-likelihood of ``target`` under Laplace distributions.
-
-    The arguments are those of :class:`VIDLaplaceLoss`, which also checks shapes and lifts half precision.
-    """
-    constant = target.shape[1] * HALF_LOG_2PI + math.log(2) if official_constant else 0.0
-    if reduction == 'mean' and scale.shape == location.shape and not torch.compiler.is_compiling():
-        return _MeanLaplace.apply(location, scale, target, scale_factor, eps) + constant
-    b = scale_factor * scale + eps
-    return reduce(torch.log(b) + (target - location).abs() / b + constant, reduction)
 
 
 class _MeanLaplace(torch.autograd.Function):
@@ -68,45 +45,24 @@ class _MeanLaplace(torch.autograd.Function):
         return by_location * grad, by_scale * (grad * ctx.scale_factor), None, None, None
 
 
-def vid_gaussian_nll(
-    location: Tensor,
-    scale: Tensor,
-    target: Tensor,
-    *,
-    scale_factor: float = 0.001,
-    eps: float = 1e-8,
-    official_constant: bool = True,
-    reduction: str = 'mean',
-) -> Tensor:
-    """Returns the negative log-likelihood of ``target`` under Gaussian distributions.
-
-    The arguments are those of :class:`VIDGaussianLoss`, which also checks shapes and lifts half precision.
-    """
-    v = scale_factor * scale + eps
-    loss = 0.5 * (torch.log(v) + (target - location) ** 2 / v)
-    if official_constant:
-        loss = loss + target.shape[1] * HALF_LOG_2PI
-    return reduce(loss, reduction)
-
-
 class _VIDLoss(FeatureLoss):
-    """Base of both distributions; a subclass sets ``nll``."""
+    """Base of both distributions."""
 
     requires_scale = True
-    nll: ClassVar[Callable[..., Tensor]]
 
     def __init__(
-        self, loss_weight: float, scale_factor: float, eps: float, official_constant: bool, reduction: str
+        self,
+        loss_weight: float = 1.0,
+        scale_factor: float = 0.1,
+        eps: float = 1e-8,
+        official_constant: bool = True,
+        reduction: str = 'mean',
     ) -> None:
         super().__init__(loss_weight, reduction)
         check_positive('scale_factor', scale_factor)
         if not eps >= 0:
             raise ValueError(f'eps: out of range (found {eps!r}). Expected 0 or a positive number.')
-        self.options = {'scale_factor': scale_factor, 'eps': eps, 'official_constant': official_constant}
-
-    def compare(self, estimate: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        # The reduction is passed on, because a mean can be computed without keeping the map.
-        return type(self).nll(*estimate, target, **self.options, reduction=self.reduction)
+        self.scale_factor, self.eps, self.official_constant = scale_factor, eps, official_constant
 
 
 @LOSS_REGISTRY.register()
@@ -144,17 +100,14 @@ class VIDLaplaceLoss(_VIDLoss):
         ValueError: an argument is out of its range (when built); shapes do not fit (when called).
     """
 
-    nll = staticmethod(vid_laplace_nll)
-
-    def __init__(
-        self,
-        loss_weight: float = 1.0,
-        scale_factor: float = 0.1,
-        eps: float = 1e-8,
-        official_constant: bool = True,
-        reduction: str = 'mean',
-    ) -> None:
-        super().__init__(loss_weight, scale_factor, eps, official_constant, reduction)
+    def compare(self, estimate: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        location, scale = estimate
+        constant = target.shape[1] * HALF_LOG_2PI + math.log(2) if self.official_constant else 0.0
+        # a mean can be computed without keeping the map
+        if self.reduction == 'mean' and scale.shape == location.shape and not torch.compiler.is_compiling():
+            return _MeanLaplace.apply(location, scale, target, self.scale_factor, self.eps) + constant
+        b = self.scale_factor * scale + self.eps
+        return torch.log(b) + (target - location).abs() / b + constant
 
 
 @LOSS_REGISTRY.register()
@@ -183,8 +136,6 @@ class VIDGaussianLoss(_VIDLoss):
         As VIDLaplaceLoss.
     """
 
-    nll = staticmethod(vid_gaussian_nll)
-
     def __init__(
         self,
         loss_weight: float = 1.0,
@@ -194,3 +145,9 @@ class VIDGaussianLoss(_VIDLoss):
         reduction: str = 'mean',
     ) -> None:
         super().__init__(loss_weight, scale_factor, eps, official_constant, reduction)
+
+    def compare(self, estimate: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        location, scale = estimate
+        v = self.scale_factor * scale + self.eps
+        loss = 0.5 * (torch.log(v) + (target - location) ** 2 / v)
+        return loss + target.shape[1] * HALF_LOG_2PI if self.official_constant else loss

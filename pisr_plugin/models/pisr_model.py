@@ -36,6 +36,7 @@ from pisr_plugin.models.optim import OptimizerStep
 from pisr_plugin.models.optimizers import build_optimizer
 from pisr_plugin.models.step import DTYPES, StepOptions, TeacherFeatures, TrainingLosses, TrainingStep
 from pisr_plugin.models.validation import validate
+from pisr_plugin.utils.devices import evaluating
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
 
 _RECORDABLE = {'pisr_plugin', 'basicsr', 'torch', 'torchvision'}  # packages whose modules decide nothing in Python
@@ -104,7 +105,7 @@ class PISRModel(SRModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         resuming = bool(self.opt['path'].get('resume_state'))
-        batch = self._sample_batch()
+        batch = {name: image.to(self.device) for name, image in noise_batch(self.opt, 1).items()}
         links_opt = train_opt.get('distill_opt') or {}
 
         self.degradation = None
@@ -304,10 +305,6 @@ class PISRModel(SRModel):
         """Builds an optimizer by name (the released BasicSR knows Adam alone)."""
         return build_optimizer(optim_type, params, option_path, self._no_graph() is None, lr=lr, **kwargs)
 
-    def _sample_batch(self) -> dict[str, Tensor]:
-        """Returns one noise image pair shaped like a training patch, without touching the random state."""
-        return {name: image.to(self.device) for name, image in noise_batch(self.opt, 1).items()}
-
     # ---------------------------------------------------------------------------------------------- the step
 
     def _inputs(self, net: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
@@ -381,12 +378,9 @@ class PISRModel(SRModel):
     @torch.no_grad()
     def test(self) -> None:
         model = self.shipped()
-        net = model.net
-        assert net is not None
-        training = net.training
-        net.eval()
-        self.output = reconstruct(model, self._inputs(net, self.batch))
-        net.train(training)
+        assert model.net is not None
+        with evaluating(model.net):
+            self.output = reconstruct(model, self._inputs(model.net, self.batch))
 
     def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
@@ -445,7 +439,8 @@ class PISRModel(SRModel):
             }
             for one, key in zip(nets, keys)
         }
-        checkpoint.save_atomic(content, self._file('models', f'{net_label}_{_when(current_iter)}.pth'))
+        when = 'latest' if current_iter == -1 else current_iter
+        checkpoint.save_atomic(content, self._file('models', f'{net_label}_{when}.pth'))
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Saves what a resumed run needs beside the networks. It is written last, when the networks are complete."""
@@ -476,7 +471,3 @@ class PISRModel(SRModel):
 
     def _file(self, folder: str, name: str) -> str:
         return os.path.join(self.opt['path'][folder], name)
-
-
-def _when(current_iter: int) -> int | str:
-    return 'latest' if current_iter == -1 else current_iter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pisr_plugin.inference.checkpoint import check_training_state, tensor_problem
 from pisr_plugin.utils import random_state
+from pisr_plugin.utils.checks import is_number
 from pisr_plugin.utils.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def _optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer,
     own, groups, entries = optimizer.state_dict(), saved.get('param_groups'), saved.get('state')
     if not isinstance(groups, list) or not isinstance(entries, dict):
         raise ValueError(f'{place}: param_groups or state is missing.')
-    if [_parameters(group) for group in groups] != [group['params'] for group in own['param_groups']]:
+    found = [group.get('params') if isinstance(group, dict) else None for group in groups]
+    if found != [group['params'] for group in own['param_groups']]:
         raise ValueError(f'{place}.param_groups: not those of the network (numbers of parameters differ).')
     expected, stepped_groups = _stepped(optimizer)
     restored = []
@@ -149,10 +150,6 @@ def _optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer,
             raise ValueError(f'{place}.state: unknown parameter (found {key!r:.40}).')
         _check_like(entry, expected[key], f'{place}.state[{key}]')
     return {'state': entries, 'param_groups': restored}
-
-
-def _parameters(group: object) -> object:
-    return group.get('params') if isinstance(group, dict) else None
 
 
 def _stepped(optimizer: torch.optim.Optimizer) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:
@@ -180,7 +177,7 @@ def _stepped(optimizer: torch.optim.Optimizer) -> tuple[list[Mapping[str, Any]],
 
 def _check_like(value: object, like: object, place: str) -> None:
     """Raises ValueError unless a value of a file has the structure, types and shapes of ``like`` and is finite."""
-    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    number = is_number(value)
     if isinstance(like, Tensor):
         if like.ndim == 0 and number:
             return

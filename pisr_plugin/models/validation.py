@@ -13,7 +13,7 @@ from pisr_plugin.data.storage.image_files import write_png
 from pisr_plugin.evaluation.measure import measure_images
 from pisr_plugin.evaluation.protocol import protocol_of
 from pisr_plugin.inference.descriptor import ModelDescriptor
-from pisr_plugin.utils.devices import precision
+from pisr_plugin.utils.devices import evaluating, precision
 
 
 def validate(
@@ -39,25 +39,19 @@ def validate(
     share = (opt['rank'], opt['world_size']) if opt['dist'] else (0, 1)
     # One sum for each metric, the number of images, and whether a rank ended early.
     sums = torch.zeros(len(metrics) + 2, dtype=torch.float64)
-    net = model.net
-    assert net is not None  # bicubic interpolation is not trained
-    training = net.training
-    net.eval()
-    try:
-        with precision(tf32=False):
-            results = measure_images(model, dataset, protocol_of(opt), metrics, share=share)
-            for result in tqdm(results, unit='image', disable=not opt['val'].get('pbar')):
-                if image_file:
-                    file = image_file(result.name)
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    write_png(file, result.picture(opt['scale']))
-                sums[:-2] += torch.tensor(list(result.values.values()))
-                sums[-2] += 1
-                if stop_asked():
-                    sums[-1] = 1
-                    break
-    finally:
-        net.train(training)
+    assert model.net is not None  # bicubic interpolation is not trained
+    with evaluating(model.net), precision(tf32=False):
+        results = measure_images(model, dataset, protocol_of(opt), metrics, share=share)
+        for result in tqdm(results, unit='image', disable=not opt['val'].get('pbar')):
+            if image_file:
+                file = image_file(result.name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_png(file, result.picture(opt['scale']))
+            sums[:-2] += torch.tensor(list(result.values.values()))
+            sums[-2] += 1
+            if stop_asked():
+                sums[-1] = 1
+                break
     if opt['dist']:
         sums = sums.to(model.device)
         torch.distributed.all_reduce(sums)

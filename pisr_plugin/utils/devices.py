@@ -1,4 +1,4 @@
-"""Copies to a device, and how it computes."""
+"""Copies to a device, and how it and a network compute."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor of the host; to a GPU through pinned memory, since the host would wait for any other copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Puts a network and all its modules into evaluation mode for a block."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager

@@ -7,7 +7,8 @@ option or file, what was found and what was expected.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PISRError(Exception):
@@ -32,6 +33,15 @@ class DataError(PISRError):
 
 class InstallError(PISRError, ImportError):
     """A package that the plugin needs is missing, or does not fit another one."""
+
+
+@contextmanager
+def located(place: str) -> Iterator[None]:
+    """Begins the message of a mistake inside the block with its place, such as an option path."""
+    try:
+        yield
+    except PISRError as error:
+        raise type(error)(f'{place}: {error}') from None
 
 
 def did_you_mean(found: object, possible: Iterable[str]) -> str:
@@ -67,5 +77,8 @@ def first_line(error: BaseException) -> str:
 
 def shown(value: object) -> str:
     """A value as a message shows it, at most 80 characters long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # a file may hold lists in lists without end
+        text = f'a deep {type(value).__name__}'
     return text if len(text) <= 80 else f'{text[:77]}...'

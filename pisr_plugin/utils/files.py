@@ -1,8 +1,7 @@
-"""Writes files whole or not at all, locks them, reads files of records."""
+"""Writes files and folders whole or not at all, locks files, checks names of folders."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -88,28 +87,6 @@ def locked(path: str | os.PathLike, patience: float = 60) -> Iterator[bool]:
         lock.release()
 
 
-def read_records(path: str | os.PathLike) -> list[dict]:
-    """Reads the records of a file with one JSON object in each line, such as ``metrics.jsonl``.
-
-    A kill, a full disk or a damaged disk may leave lines that are no record. They are skipped.
-
-    Args:
-        path: The file; no records are in a file that does not exist.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and line.endswith('\n'):
-            records.append(record)
-    return records
-
-
 def name_as_folder(name: object, option_path: str, parent: Path | None = None) -> str:
     """Checks a name that becomes a folder or part of a file name; the only place where names become paths.
 
@@ -149,21 +126,23 @@ def name_as_folder(name: object, option_path: str, parent: Path | None = None) -
 
 
 @contextmanager
-def replacing_folder(folder: Path, archive: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Yields a folder to fill; when the block ends well it takes the place of ``folder``, else that stays as it was.
+
+    It also yields where an earlier ``folder`` is moved to.
 
     Args:
         folder: The folder to be. Its parent exists.
-        archive: Where an earlier ``folder`` is moved to.
 
     Raises:
         OSError: a folder cannot be created or moved.
     """
+    archive = archive_name(folder)
     temporary = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        yield temporary, archive
         if folder.exists():
             folder.rename(archive)
         temporary.rename(folder)

@@ -134,20 +134,20 @@ def _upscale_last(x: Tensor, scale: int) -> Tensor:
     padded = torch.cat((second, first, x, last, last_but_one), dim=-1)  # mirrored as far as the kernel reaches
     centres = [(i + 0.5) / scale - 0.5 for i in range(scale)]  # relative to the input pixel's
     if is_exporting() and not torch.jit.is_tracing():  # operations are counted on a trace, as they run
-        kernel = [_cubic(offset - centre) for offset in range(2, -3, -1) for centre in centres]
+        kernel = [cubic(offset - centre) for offset in range(2, -3, -1) for centre in centres]
         channels = x.shape[-3]
         taps = torch.tensor(kernel, dtype=x.dtype, device=x.device).expand(channels, 1, 1, -1)
         return F.conv_transpose2d(padded, taps, stride=(1, scale), padding=(0, 4 * scale), groups=channels)
     neighbours = [padded[..., i : i + width] for i in range(5)]
     pixels: list[Tensor] = []
     for centre in centres:
-        weights = [_cubic(offset - centre) for offset in range(-2, 3)]
+        weights = [cubic(offset - centre) for offset in range(-2, 3)]
         # sum's type allows for no summands, whose sum is 0
         pixels.append(sum(weight * pixel for weight, pixel in zip(weights, neighbours) if weight))  # type: ignore[arg-type]
     return torch.stack(pixels, dim=-1).flatten(-2)
 
 
-def _cubic(distance: float) -> float:
+def cubic(distance: float) -> float:
     """Returns the value of the cubic kernel with a = -0.5."""
     d = abs(distance)
     if d >= 2:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pisr_plugin.data.storage.image_files import list_images, read_rgb
-from pisr_plugin.degradations.blur_noise import checked_downsample, checked_kernel_size, degrade, gaussian_kernels
-from pisr_plugin.degradations.registry import is_number, random_stream
-from pisr_plugin.utils.errors import DataError, OptionsError, did_you_mean
+from pisr_plugin.degradations.blur_noise import DOWNSAMPLING, checked_kernel_size, degrade, gaussian_kernels
+from pisr_plugin.degradations.registry import random_stream
+from pisr_plugin.utils.checks import check_choice, is_number
+from pisr_plugin.utils.errors import DataError, OptionsError, did_you_mean, located
 from pisr_plugin.utils.resize import crop_to_multiple
 
 GAUSSIAN8 = {  # KDSR's code: eight isotropic widths, by scale
@@ -71,10 +72,10 @@ class BlurredImageDataset(Dataset):
 
     def __init__(self, opt: dict) -> None:
         self.opt = opt  # BasicSR's validation reads the name from it
-        self.scale, self.color = opt['scale'], opt.get('color')
+        self.scale, self.color, self.downsample = opt['scale'], opt.get('color'), opt.get('downsample', 'bicubic')
         try:
             self.kernel_size = checked_kernel_size(opt.get('kernel_size', 21))
-            self.downsample = checked_downsample(opt.get('downsample', 'bicubic'))
+            check_choice('downsample', self.downsample, DOWNSAMPLING)
         except ValueError as error:
             raise OptionsError(f'{type(self).__name__}: {error}') from None
         self.kernels = _kernels(opt.get('kernels', 'gaussian8'), self.scale)
@@ -116,10 +117,8 @@ class BlurredImageDataset(Dataset):
         content = self.files.get(path, 'gt')
         if content is None:
             raise DataError(f'{path}: not in the LMDB, although its meta_info.txt lists it.')
-        try:
+        with located(path):
             img = read_rgb(bytes(content))
-        except DataError as error:
-            raise DataError(f'{path}: {error}') from None
         return torch.from_numpy(crop_to_multiple(img, self.scale).copy()).permute(2, 0, 1).double() / 255
 
     def _kernel(self, kernel: Sequence[float]) -> Tensor:

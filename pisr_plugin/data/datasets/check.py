@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pisr_plugin.data.datasets.patch_dataset import STORES
 from pisr_plugin.data.storage.image_files import image_size
 from pisr_plugin.data.storage.lmdb_env import read_keys
 from pisr_plugin.data.storage.png_lmdb import read_meta_info
 from pisr_plugin.data.storage.raw_lmdb import LIST as RAW_LIST
 from pisr_plugin.data.storage.raw_lmdb import read_raw_info
-from pisr_plugin.data.storage.text_files import read_text
-from pisr_plugin.utils.errors import DataError, OptionsError, did_you_mean
+from pisr_plugin.utils.errors import DataError, OptionsError, did_you_mean, located
+from pisr_plugin.utils.text_files import read_text
 
 Sizes = dict[str, tuple[int, int]]
 
@@ -25,13 +24,14 @@ def check_dataset(opt: dict, option_path: str, scale: int) -> None:
     ``PatchStoreDataset`` it checks only that their folders exist.
 
     Args:
-        opt: Options of the dataset. Without ``phase`` the last name of ``option_path`` says whether it is for training.
+        opt: Options of the dataset that :func:`~pisr_plugin.config.schema.check_options` has checked. Without ``phase``
+            the last name of ``option_path`` says whether it is for training.
         option_path: Path of these options, such as ``datasets.train``; messages begin with it.
         scale: Upscaling factor of the run.
 
     Raises:
         DataError: images are missing or damaged, or HR and LR do not fit together.
-        OptionsError: an option is missing or impossible.
+        OptionsError: an option is impossible.
     """
     for key in sorted(key for key in opt if key.startswith('dataroot') and opt[key] is not None):
         if not Path(opt[key]).exists():
@@ -41,12 +41,6 @@ def check_dataset(opt: dict, option_path: str, scale: int) -> None:
         _check_listed(opt, option_path)
     if kind not in ('PairedImageDataset', 'PatchStoreDataset'):
         return
-    for key in ('dataroot_gt', 'dataroot_lq'):
-        if opt.get(key) is None and (key, kind) != ('dataroot_lq', 'PatchStoreDataset'):
-            raise OptionsError(
-                f'{option_path}.{key}: missing. Expected the folder or LMDB of the '
-                f'{"HR" if key == "dataroot_gt" else "LR"} images, for {kind}.'
-            )
     gt, lq = _paired_sizes(opt, option_path) if kind == 'PairedImageDataset' else _raw_sizes(opt, option_path, scale)
     if not gt:
         raise DataError(f'{option_path}.dataroot_gt: {opt["dataroot_gt"]} holds no images.')
@@ -92,17 +86,12 @@ def _paired_sizes(opt: dict, option_path: str) -> tuple[Sizes, Sizes]:
 
 def _raw_sizes(opt: dict, option_path: str, scale: int) -> tuple[Sizes, Sizes]:
     """Returns the sizes of the HR and LR images of a ``PatchStoreDataset``; LR made from HR always fits."""
-    store = opt.get('store') or STORES[0]
-    if store not in STORES:
-        raise OptionsError(f'{option_path}.store: unknown (found {store!r}). {did_you_mean(str(store), STORES)}')
     sizes = {}
     for key in ('dataroot_gt', 'dataroot_lq'):
         if opt.get(key) is None:
             continue
-        try:
+        with located(f'{option_path}.{key}'):
             sizes[key] = {name: (info.height, info.width) for name, info in read_raw_info(Path(opt[key])).items()}
-        except DataError as error:
-            raise DataError(f'{option_path}.{key}: {error}') from None
     gt = sizes['dataroot_gt']
     if 'dataroot_lq' not in sizes:
         lq = {name: (height // scale, width // scale) for name, (height, width) in gt.items()}
@@ -120,10 +109,8 @@ def _lmdb_sizes(path: Path, option_path: str) -> Sizes:
         )
     if (path / RAW_LIST).exists():
         raise DataError(f'{option_path}: {path} holds decoded images. Expected type: PatchStoreDataset for them.')
-    try:
+    with located(option_path):
         sizes, stored = read_meta_info(path), read_keys(path)
-    except DataError as error:
-        raise DataError(f'{option_path}: {error}') from None
     lost = sizes.keys() - stored
     if lost:
         raise DataError(
@@ -162,10 +149,8 @@ def _file_sizes(opt: dict, option_path: str) -> tuple[Sizes, Sizes]:
         for key, file in (('gt', name), ('lq', f'{template.format(path.stem)}{path.suffix}')):
             if not (roots[key] / file).is_file():
                 raise DataError(_no_partner(option_path, key, roots[key], file, name, template))
-            try:
+            with located(f'{option_path}.dataroot_{key}'):
                 sizes[key][name] = image_size(roots[key] / file)
-            except DataError as error:
-                raise DataError(f'{option_path}.dataroot_{key}: {error}') from None
     count = len(_file_names(roots['lq']))
     if not opt.get('meta_info_file') and count != len(names):
         raise DataError(
@@ -179,10 +164,8 @@ def _listed_names(opt: dict, option_path: str, key: str = 'meta_info_file') -> l
     """Returns the HR files that an option's list names, or None without that option."""
     if not opt.get(key):
         return None
-    try:
+    with located(f'{option_path}.{key}'):
         lines = read_text(Path(opt[key])).splitlines()
-    except DataError as error:
-        raise DataError(f'{option_path}.{key}: {error}') from None
     return [line.strip().split(' ')[0] for line in lines]
 
 
@@ -233,9 +216,7 @@ def _likely_scale(hr: tuple[int, int], lr: tuple[int, int], training: bool) -> s
 
 
 def _check_patches(gt: Sizes, opt: dict, option_path: str, scale: int) -> None:
-    gt_size = opt.get('gt_size')
-    if gt_size is None:
-        raise OptionsError(f'{option_path}.gt_size: missing. Expected the side of the HR patches in pixels.')
+    gt_size = opt['gt_size']
     if gt_size % scale:
         raise OptionsError(
             f'{option_path}.gt_size: not a multiple of the scale, {scale} (found {gt_size}). '

@@ -1,4 +1,4 @@
-"""Loaders for a dataset that makes a whole batch at once: on the device, or ahead of training in a thread."""
+"""Makes the batches of a dataset ahead of training in a thread."""
 
 from __future__ import annotations
 
@@ -19,28 +19,6 @@ Batch = dict[str, Any]
 Make = Callable[[int], Batch]
 
 _AHEAD = 2  # batches that wait; more would only take memory, since a batch takes less time than a step
-
-
-class DeviceLoader:
-    """Makes each batch when training asks for it, on the device that ``make`` works on.
-
-    Args:
-        make: Makes the batch of an iteration, counted from 0.
-        first: Iteration of the first batch.
-    """
-
-    def __init__(self, make: Make, first: int) -> None:
-        self._make = make
-        self._numbers = itertools.count(first)
-
-    def __iter__(self) -> DeviceLoader:
-        return self
-
-    def __next__(self) -> Batch:
-        return self._make(next(self._numbers))
-
-    def close(self) -> None:
-        """Does nothing; other loaders end threads and processes here."""
 
 
 class Prefetcher:
@@ -67,9 +45,6 @@ class Prefetcher:
         self._close = weakref.finalize(self, _stop, thread, self._queue, stop)
         atexit.register(self._close)  # a thread must not run on while the interpreter shuts down
         thread.start()
-
-    def __iter__(self) -> Prefetcher:
-        return self
 
     def __next__(self) -> Batch:
         """Returns the next batch, or raises what ``make`` raised."""

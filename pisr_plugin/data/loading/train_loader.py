@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
 
-from pisr_plugin.data.loading.prefetcher import DeviceLoader, Prefetcher
+from pisr_plugin.data.loading.prefetcher import Prefetcher
 from pisr_plugin.data.loading.sampler import InfiniteSampler
 from pisr_plugin.data.loading.seeded_dataset import SeededDataset
 from pisr_plugin.data.loading.worker_loader import WorkerLoader
@@ -25,7 +26,7 @@ class TrainLoader:
         sampler: Sampler that chooses the samples of each batch.
     """
 
-    def __init__(self, batches: WorkerLoader | Prefetcher | DeviceLoader, sampler: InfiniteSampler) -> None:
+    def __init__(self, batches: WorkerLoader | Prefetcher | Generator, sampler: InfiniteSampler) -> None:
         self._batches = batches
         self._sampler = sampler
         self._is_open = True
@@ -68,7 +69,6 @@ def build_train_loader(
     world_size: int = 1,
     device: torch.device = torch.device('cpu'),  # noqa: B008  (immutable)
     start_iter: int = 0,
-    start_method: str | None = None,
     indices_only: bool = False,
 ) -> TrainLoader:
     """Builds the train loader of a dataset.
@@ -90,7 +90,6 @@ def build_train_loader(
         world_size: Number of processes that train together.
         device: Device of the batches' tensors.
         start_iter: Number of iterations done before; 0 for a new run.
-        start_method: Multiprocessing start method of the workers, such as ``'spawn'``; by default Python's.
         indices_only: Whether batches of a dataset on the device hold only ``indices``, for the dataset's ``gather``.
 
     Raises:
@@ -101,21 +100,21 @@ def build_train_loader(
         raise DataError(f'{name}: {options.get("name", "the dataset")} holds no images.')
     sampler = InfiniteSampler(len(dataset), options['batch_size_per_gpu'], seed, rank, world_size)
     if not hasattr(dataset, 'batch'):
-        batches: WorkerLoader | Prefetcher | DeviceLoader = WorkerLoader(
+        batches: WorkerLoader | Prefetcher | Generator = WorkerLoader(
             SeededDataset(dataset, name),
             sampler,
             start_iter,
             device,
             num_workers=options.get('num_worker_per_gpu', 0),
             pin_memory=device.type == 'cuda' and options.get('pin_memory', True),
-            start_method=start_method,
         )
     elif getattr(dataset, 'on_device', False):
         dataset.to(device)
+        every_draw = (sampler(number) for number in itertools.count(start_iter))
         if indices_only:
-            batches = DeviceLoader(lambda number: {'indices': dataset.gather_indices(sampler(number))}, start_iter)
+            batches = ({'indices': dataset.gather_indices(draws)} for draws in every_draw)
         else:
-            batches = DeviceLoader(lambda number: dataset.batch(sampler(number)), start_iter)
+            batches = (dataset.batch(draws) for draws in every_draw)
     else:
         batches = Prefetcher(lambda number: dataset.batch(sampler(number)), start_iter, device)
     return TrainLoader(batches, sampler)

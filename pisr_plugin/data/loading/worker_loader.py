@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import multiprocessing
 import signal
 import sys
@@ -34,7 +35,6 @@ class WorkerLoader:
         device: Device of the batches' tensors.
         num_workers: Number of worker processes; 0 makes the batches in this process.
         pin_memory: Whether to copy through pinned memory, so that the host does not wait for a copy to a GPU.
-        start_method: Multiprocessing start method; None means Python's default.
     """
 
     def __init__(
@@ -45,29 +45,24 @@ class WorkerLoader:
         device: torch.device,
         num_workers: int,
         pin_memory: bool,
-        start_method: str | None,
     ) -> None:
         self._name = dataset.name
         self._device = device
         self._num_workers = num_workers
         loader = DataLoader(
             dataset,
-            batch_sampler=_SeededIndices(sampler, first),
+            batch_sampler=_seeded_indices(sampler, first),
             num_workers=num_workers,
             collate_fn=dataset.collate,
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
-            multiprocessing_context=start_method if num_workers else None,
             generator=torch.Generator(),  # without it the loader draws from torch's global generator
         )
-        with _signals_blocked(start_method):
+        with _signals_blocked():
             self._batches = iter(loader)
         self._close = weakref.finalize(self, _stop_workers, self._batches)
         # The last registered function runs first: multiprocessing's would wait for workers that only this one stops.
         atexit.register(self._close)
-
-    def __iter__(self) -> WorkerLoader:
-        return self
 
     def __next__(self) -> dict[str, Any]:
         """Returns the next batch.
@@ -98,19 +93,10 @@ class WorkerLoader:
         return value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-class _SeededIndices:
+def _seeded_indices(sampler: InfiniteSampler, first: int) -> Iterator[list[tuple[int, int]]]:
     """Yields the indices and seeds of one batch after the other, without end."""
-
-    def __init__(self, sampler: InfiniteSampler, first: int) -> None:
-        self._sampler = sampler
-        self._first = first
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        number = self._first
-        while True:
-            draws = self._sampler(number)
-            yield list(zip(draws.indices.tolist(), draws.seeds.tolist()))
-            number += 1
+    for draws in map(sampler, itertools.count(first)):
+        yield list(zip(draws.indices.tolist(), draws.seeds.tolist()))
 
 
 def _start_worker(_: int) -> None:
@@ -144,12 +130,12 @@ def _stop_workers(batches: Any) -> None:
 
 
 @contextmanager
-def _signals_blocked(start_method: str | None) -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Blocks Ctrl-C and SIGTERM, also in processes started meanwhile, which cannot ignore them yet."""
     if not hasattr(signal, 'pthread_sigmask'):  # Windows
         yield
         return
-    if multiprocessing.get_context(start_method).get_start_method() != 'fork':
+    if multiprocessing.get_start_method() != 'fork':
         resource_tracker.ensure_running()  # it would unblock the signals if the block started it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

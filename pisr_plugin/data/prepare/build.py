@@ -262,15 +262,13 @@ def _write_pair(source_and_name: tuple[Path, str], root: Path, options: PairOpti
         height, width = (side // options.multiple * options.multiple for side in image_size(source))
         corners = _corners(source, height, width, options)
         keys = keys_of(name, len(corners) if options.sub_images else 0)
+        count = len(keys) if options.sub_images else 0
         folders = image_folders(root, options.scales)
-        if not all((folder / f'{key}.png').exists() for folder in folders for key in keys):
-            whole = read_rgb(source)
-            images = [
-                crop_to_multiple(whole, options.multiple),
-                *(_lr(whole, source, scale, options) for scale in options.scales),
-            ]
-        else:
-            return len(keys) if options.sub_images else 0
+        if all((folder / f'{key}.png').exists() for folder in folders for key in keys):
+            return count
+        whole = read_rgb(source)
+        images = [crop_to_multiple(whole, options.multiple)]
+        images += [_lr(whole, source, scale, options) for scale in options.scales]
     except DataError as error:
         return str(error)
     # Writing is outside the try block: a full disk stops the build, a damaged photo does not.
@@ -280,7 +278,7 @@ def _write_pair(source_and_name: tuple[Path, str], root: Path, options: PairOpti
             piece = img[top // scale : (top + side) // scale, left // scale : (left + side) // scale] if side else img
             if not (folder / f'{key}.png').exists():
                 write_png(folder / f'{key}.png', piece)
-    return len(keys) if options.sub_images else 0
+    return count
 
 
 def _corners(source: Path, height: int, width: int, options: PairOptions) -> list[tuple[int, int]]:

@@ -16,9 +16,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pisr_plugin.data.storage.text_files import read_text
+from pisr_plugin.utils.checks import is_whole
 from pisr_plugin.utils.errors import DataError
 from pisr_plugin.utils.files import write_whole
+from pisr_plugin.utils.text_files import read_json
 
 RECORD = 'prepare.json'
 PARTS = ('images', 'lmdb', 'raw')  # of a data set: PNG files, LMDBs of them, LMDBs of decoded images
@@ -33,31 +34,18 @@ def hr_folder(root: Path) -> Path:
     return root / 'HR'
 
 
-def lr_folder(root: Path, scale: int) -> Path:
-    """Returns the folder of the LR images of a scale."""
-    return root / 'LR_bicubic' / f'X{scale}'
-
-
-def lmdb_of(folder: Path, root: Path) -> Path:
-    """Returns the LMDB of a folder's files: ``LR_bicubic_X2.lmdb`` for ``LR_bicubic/X2``."""
-    return root / ('_'.join(folder.relative_to(root).parts) + '.lmdb')
-
-
-def raw_lmdb_of(folder: Path, root: Path) -> Path:
-    """Returns the LMDB of a folder's decoded images: ``LR_bicubic_X2_raw.lmdb`` for ``LR_bicubic/X2``."""
-    return root / ('_'.join(folder.relative_to(root).parts) + '_raw.lmdb')
-
-
 def stores_of(root: Path, scales: Sequence[int], part: str) -> list[Path]:
-    """Returns the stores of HR and of all scales, for one of :data:`PARTS`."""
+    """Returns the stores of HR and of all scales, for one of :data:`PARTS`: folders of images, or their LMDBs."""
     folders = image_folders(root, scales)
-    name = {'lmdb': lmdb_of, 'raw': raw_lmdb_of}.get(part)
-    return [name(folder, root) for folder in folders] if name else folders
+    if part == 'images':
+        return folders
+    ending = '_raw.lmdb' if part == 'raw' else '.lmdb'
+    return [root / ('_'.join(folder.relative_to(root).parts) + ending) for folder in folders]
 
 
 def image_folders(root: Path, scales: Sequence[int]) -> list[Path]:
     """Returns the folders of HR and of all scales."""
-    return [hr_folder(root), *(lr_folder(root, scale) for scale in scales)]
+    return [hr_folder(root), *(root / 'LR_bicubic' / f'X{scale}' for scale in scales)]
 
 
 def read_record(root: Path) -> dict:
@@ -74,10 +62,7 @@ def read_record(root: Path) -> dict:
     path = root / RECORD
     if not path.exists():
         raise DataError(f'{root}: it has no {RECORD}, so it was not built by prepare_data.')
-    try:
-        record = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path}: cannot be read: {error}. Build the data set again.') from None
+    record = read_json(path, 'Build the data set again.')
     wrong = _wrong_key(record)
     if wrong:
         raise DataError(f'{path}: {wrong}: missing or impossible. Build the data set again in another folder.')
@@ -88,16 +73,13 @@ def read_record(root: Path) -> dict:
 def _wrong_key(record: object) -> str | None:
     """Returns the first key of a record whose value is missing or impossible."""
 
-    def whole(value: object, low: int, high: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
     def scales(value: object) -> bool:
-        return isinstance(value, list) and all(whole(scale, 2, MOST_SCALE) for scale in value)
+        return isinstance(value, list) and all(is_whole(scale, 2, MOST_SCALE) for scale in value)
 
     def counts(value: object, name: str, high: int) -> bool:
         if not isinstance(value, dict):
             return False
-        return all(re.fullmatch(name, key) and whole(count, 0, high) for key, count in value.items())
+        return all(re.fullmatch(name, key) and is_whole(count, 0, high) for key, count in value.items())
 
     rules = {
         'options': lambda value: isinstance(value, dict),

@@ -44,9 +44,8 @@ def verify(root: Path, workers: int) -> list[str]:
     if 'images' not in record['done']:
         raise DataError(f'{root}: the build was stopped before it was finished. Run the same build command again.')
     parts = record['done']
-    if (
-        len(parts) > 1 and not hr_folder(root).exists()
-    ):  # the user may remove the files to save space, since the LMDBs hold the images
+    # the user may remove the files to save space, since the LMDBs hold the images
+    if len(parts) > 1 and not hr_folder(root).exists():
         parts = [part for part in parts if part != 'images']
     problems = find_problems(root, record, parts[0], workers, record['bicubic'])
     return problems + [problem for part in parts[1:] for problem in find_problems(root, record, part, workers)]

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from pisr_plugin.data.storage.text_files import require_regular_file
 from pisr_plugin.utils.errors import DataError
 from pisr_plugin.utils.files import write_whole
+from pisr_plugin.utils.text_files import require_regular_file
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 # Pillow would otherwise try every format it knows, whatever the file's name: PostScript is run by Ghostscript.

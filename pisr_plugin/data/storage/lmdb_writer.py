@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +9,7 @@ from typing import NamedTuple
 import lmdb
 
 from pisr_plugin.utils.errors import DataError
+from pisr_plugin.utils.files import replacing_folder
 
 _PAGE = 4096
 _COMMIT_BYTES = 64 << 20  # LMDB keeps uncommitted pages in memory
@@ -57,21 +56,17 @@ def write_lmdb_folder(
         DataError: LMDB cannot write.
         OSError: the file system cannot write.
     """
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        lines = _fill(records, temporary, space)
-        if finish is not None:
-            lines = finish(temporary, lines)
-        (temporary / list_name).write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
-        os.rename(temporary, target)
+        with replacing_folder(target) as (temporary, _):
+            lines = _fill(records, temporary, space)
+            if finish is not None:
+                lines = finish(temporary, lines)
+            (temporary / list_name).write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
     except lmdb.Error as error:
         raise DataError(
             f'{target}: LMDB could not be written: {error}. The image files are kept: run the same '
             f'command again when the cause is removed.'
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _fill(records: Iterable[Record], folder: Path, space: int) -> list[str]:

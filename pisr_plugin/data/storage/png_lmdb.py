@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pisr_plugin.data.storage.image_files import PNG_LEVEL, image_size
 from pisr_plugin.data.storage.lmdb_writer import Record, space_for, write_lmdb_folder
-from pisr_plugin.data.storage.text_files import read_text
 from pisr_plugin.utils.errors import DataError
 from pisr_plugin.utils.parallel import with_progress
+from pisr_plugin.utils.text_files import read_text
 
 _LINE = re.compile(r'([^./\0]{1,511})\.png \(([1-9]\d{0,8}),([1-9]\d{0,8}),([1-9]\d?)\) \d{1,2}', re.ASCII)
 LIST = 'meta_info.txt'

@@ -27,9 +27,9 @@ import numpy as np
 
 from pisr_plugin.data.storage.image_files import image_size, read_rgb
 from pisr_plugin.data.storage.lmdb_writer import Record, space_for, write_lmdb_folder
-from pisr_plugin.data.storage.text_files import read_text, require_regular_file
 from pisr_plugin.utils.errors import DataError
 from pisr_plugin.utils.parallel import with_progress
+from pisr_plugin.utils.text_files import read_text, require_regular_file
 
 LIST = 'images.txt'
 _HEADLINE_TEXT = 'raw images, uint8 RGB; data.mdb has {} bytes and the sample checksum {:08x}'

@@ -13,7 +13,7 @@ from bokeh.resources import Resources
 from pisr_plugin.evaluation.results import Evaluation
 from pisr_plugin.report.section import ReportData, Section
 from pisr_plugin.utils.errors import OptionsError
-from pisr_plugin.utils.files import read_records
+from pisr_plugin.utils.text_files import read_records
 
 LOG = 'metrics.jsonl'
 Series = dict[str, tuple[list[int], list[float]]]

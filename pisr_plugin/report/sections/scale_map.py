@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 import torch
-from basicsr.utils.registry import LOSS_REGISTRY
+from basicsr.losses import build_loss
 from matplotlib.figure import Figure
+from torch import nn
 
 from pisr_plugin.archs.network_info import input_channels, required_inputs
 from pisr_plugin.distill.estimators import Estimate
-from pisr_plugin.distill.links import SCALE_ESTIMATOR, default_teacher_tap
-from pisr_plugin.distill.taps import TapReader
+from pisr_plugin.distill.links import LinkedNetwork, build_links
 from pisr_plugin.evaluation.results import Evaluation, Run
 from pisr_plugin.inference import checkpoint
 from pisr_plugin.inference.descriptor import build
@@ -28,7 +28,7 @@ from pisr_plugin.utils.resize import imresize_uint8
 
 COLORMAP = 'magma'
 MOST_MAPS = 4  # more rows than this would repeat what the first ones show
-PROBE = 48  # side in pixels of the LR patch on which the width of a teacher's feature is read
+PROBE = 48  # side in pixels of the LR patch on which links are tried
 
 
 @dataclass
@@ -125,39 +125,34 @@ def _maps_of(run: Run, options: dict, lr: np.ndarray) -> dict[str, np.ndarray]:
         options['network_g'], path if path.is_file() or not run.checkpoint else run.checkpoint, options
     )
     image = to_tensor(lr, input_channels(options['network_g']))[None]
-    weights = None
-    maps = {}
-    for name, link in train_block(options, 'distill_opt').items():
-        loss = ((link or {}).get('loss') or {}).get('type')
-        if loss not in LOSS_REGISTRY or not getattr(LOSS_REGISTRY.get(loss), 'requires_scale', False):
-            continue
-        weights = weights or checkpoint.load_weights(models / 'net_e_latest.pth')
-        tap = link.get('student') or getattr(student, 'default_tap', None)
-        assert tap  # the training had one
-        with torch.no_grad(), quiet():
-            feature = TapReader(student, [tap]).read(image)[tap]
-            width = _width(options, link, tap)
-            option = link.get('estimator') or SCALE_ESTIMATOR
-            estimator = build({**option, 'in_ch': feature.shape[1], 'out_ch': width})
-            own = {key.removeprefix(f'{name}.'): value for key, value in weights.items() if key.startswith(f'{name}.')}
+    with quiet():
+        linked = _linked(student, options)
+        if len(linked.estimators):
             try:
-                estimator.load_state_dict(own)
+                linked.estimators.load_state_dict(checkpoint.load_weights(models / 'net_e_latest.pth'))
             except RuntimeError:
-                raise CheckpointError(f'{models.name}/net_e_latest.pth does not fit the estimator of {name}.') from None
-            estimate = estimator(feature)
-        if isinstance(estimate, Estimate) and min(estimate.scale.shape[2:]) > 1:
-            maps[name] = estimate.scale[0].mean(0).numpy()
+                raise CheckpointError(f'{models.name}/net_e_latest.pth does not fit the estimators.') from None
+    with torch.no_grad():
+        _, estimates = linked(image)
+    scales = {name: estimate.scale for name, estimate in estimates.items() if isinstance(estimate, Estimate)}
+    maps = {name: scale[0].mean(0).numpy() for name, scale in scales.items() if min(scale.shape[2:]) > 1}
     if not maps:
         raise OptionsError('The estimators give no scale, or one that is the same at every position.')
     return maps
 
 
-def _width(options: dict, link: dict, student_tap: str) -> int:
-    """Channels of the teacher's feature in a link."""
+def _linked(student: nn.Module, options: dict) -> LinkedNetwork:
+    """Returns a student with the estimators of its training, their weights not loaded."""
     teacher = build(options['network_t']).eval()
-    channels, scale = input_channels(options['network_t']), options['scale']
-    patches = {'lq': torch.zeros(1, channels, PROBE, PROBE)}
-    patches['gt'] = torch.zeros(1, channels, PROBE * scale, PROBE * scale)
-    tap = link.get('teacher') or default_teacher_tap(teacher, student_tap)
-    inputs = [patches[name] for name in required_inputs(teacher)]
-    return TapReader(teacher, [tap]).read(*inputs)[tap].shape[1]
+    channels, large = input_channels(options['network_t']), PROBE * options['scale']
+    patches = {'lq': torch.zeros(1, channels, PROBE, PROBE), 'gt': torch.zeros(1, channels, large, large)}
+    links = build_links(
+        train_block(options, 'distill_opt'),
+        student,
+        teacher,
+        [patches[name] for name in required_inputs(student)],
+        [patches[name] for name in required_inputs(teacher)],
+        lambda option_path, option: build(option, option_path),
+        lambda option_path, option: build(option, option_path, build_loss),
+    )
+    return LinkedNetwork(student, links).eval()
