@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import cv2
 import numpy as np
@@ -135,6 +136,22 @@ def test_openvino_gives_the_same_image(tmp_path, photos):
     assert {path.name for path in out.iterdir()} == {f'{name}{end}' for name in names for end in ('.xml', '.bin')}
     assert (out / 'fsrcnn_fp16.bin').stat().st_size < 0.6 * (out / 'fsrcnn.bin').stat().st_size
     assert openvino.Core().read_model(out / 'fsrcnn.xml').get_rt_info(['pisr', 'scale']).astype(str) == '2'
+
+
+@pytest.mark.parametrize('name', ['onnx', 'pt2', 'safetensors', 'openvino'])
+def test_on_a_full_disk_one_line_says_so_and_no_file_is_left(name, tmp_path, photos, capsys):
+    if name == 'openvino':
+        pytest.importorskip('openvino')
+    card = make_model(tmp_path, 'EDSR', num_feat=32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        code = main([str(card.weights), '-o', str(tmp_path / 'out'), '--photos', str(photos), '--format', name])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and line.startswith('error: ') and 'unexpected' not in line and str(tmp_path / 'out') in line
+    assert not list((tmp_path / 'out').iterdir())
 
 
 def test_smaller_weights(tmp_path, photos):
