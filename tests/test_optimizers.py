@@ -13,7 +13,7 @@ from pisr_plugin.cli.list import main as list_
 from pisr_plugin.cli.train import main as train
 from pisr_plugin.data.datasets.patches import noise_batch
 from pisr_plugin.inference import checkpoint
-from pisr_plugin.models import optimizers
+from pisr_plugin.models import optimizers, training_state
 from pisr_plugin.models.optimizers import build_optimizer, is_usable
 from pisr_plugin.utils.errors import CheckpointError, OptionsError
 from tests.processes import TRAIN, outputs, start
@@ -66,6 +66,20 @@ def test_a_run_that_was_saved_and_resumed_ends_with_the_same_bits(batch, optimiz
     resumed = model(pretrain_network_g=str(tmp_path / 'models/net_g_5.pth'), resume_state='yes')
     resumed.resume_training(state)
     assert_equal(train_on(resumed, batch, range(6, 12)), expected)
+
+
+def test_a_resumed_optimizer_computes_as_the_options_say_now(batch, tmp_path):
+    """A state that was saved without ``cuda_graph`` would make an optimizer that cannot be recorded."""
+    folders = {key: str(tmp_path) for key in ('models', 'training_states')}
+    model = build_model(options(name='x', path=folders))
+    step(model, batch)
+    state = training_state.collect(model, 0, 1)
+    resumed = build_model(options(name='x', path=folders))
+    for group in resumed.optimizer_g.param_groups:
+        group['capturable'] = True
+    training_state.restore(resumed, state, '1.state')
+    assert all(group['capturable'] for group in resumed.optimizer_g.param_groups)
+    assert resumed.optimizer_g.state_dict()['state'].keys() == model.optimizer_g.state_dict()['state'].keys() != {}
 
 
 def test_a_state_of_another_optimizer_is_refused(batch, tmp_path):
