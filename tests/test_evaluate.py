@@ -66,6 +66,31 @@ def test_bicubic_and_every_stage_stand_in_one_table(trained, capsys):
     assert rows['student']['sets']['test']['mean']['psnr'] == pytest.approx(np.mean(student), abs=0.01)
 
 
+def test_a_model_is_measured_by_its_name_or_folder(trained, capsys):
+    sets = ['--sets', 'test=datasets/test/HR']
+    assert run_test(['-opt', trained, '--stage', 'student', *sets]) == 0
+    expected = read_evaluation()['rows'][1]['sets']['test']['mean']
+    assert run_test(['--model', 'experiments/run', *sets]) == 0
+    record = json.loads(Path('results/net_g_latest/evaluation.json').read_text())
+    assert record['rows'][1]['sets']['test']['mean'] == expected
+    assert run_test(['--model', 'fsrcnn_x2', *sets]) == 0
+    assert '| fsrcnn_x2 | 12,644 |' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'fragment'),
+    [
+        ([], 'Expected -opt RECIPE, or --model MODEL with --sets'),
+        (['--model', 'fsrcnn_x2'], 'Expected --sets NAME=FOLDER'),
+        (['--model', 'fsrcnn_x2', '--sets', 'toy=.', '-opt', 'run.yml', '--stage', 'a'], 'found -opt, --stage'),
+        (['--model', 'fsrcn_x2', '--sets', 'toy=.'], "Did you mean 'fsrcnn_x2'?"),
+    ],
+)
+def test_mistakes_in_naming_what_to_test(workspace, capsys, arguments, fragment):
+    assert run_test(arguments) == 2
+    assert fragment in capsys.readouterr().err
+
+
 def test_bicubic_alone_needs_hr_files_alone(workspace, capsys):
     recipe = str(workspace.recipe('baseline'))
     rows = {}

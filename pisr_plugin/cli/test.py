@@ -1,6 +1,7 @@
-"""Test the networks that a recipe trained, and bicubic interpolation beside them.
+"""Test the networks that a recipe trained, or a model by name, and bicubic interpolation beside them.
 
 ``pisr-test -opt pisr_rfdn_x4``
+``pisr-test --model fsrcnn_x2 --sets Set5=datasets/Set5/HR``
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of ``tools/test.py`` and ``pisr-test``."""
-    parser = common.recipe_parser('Test the trained stages of a recipe, or checkpoints given by name.')
+    parser = common.Parser(description='Test the trained stages of a recipe, or checkpoints given by name.')
+    common.add_recipe_flags(parser, required=False)
+    parser.add_argument(
+        '--model',
+        help='test this one, on --sets: a name that `pisr-list models` shows, a file of weights, a run folder',
+    )
     parser.add_argument(
         '--weights', nargs='+', default=[], metavar='[NAME=]FILE', help='checkpoints to test in place of the stages'
     )
@@ -59,11 +65,17 @@ def test(args: argparse.Namespace) -> int:
     from pisr_plugin.evaluation.protocol import protocol_of
     from pisr_plugin.evaluation.results import to_markdown, write_evaluation
 
-    stages = select(unroll(common.load_recipe(args)), args.stage)
+    if args.model:
+        stages = [_stage_of_model(args)]
+    elif args.opt:
+        stages = select(unroll(common.load_recipe(args)), args.stage)
+    else:
+        raise OptionsError('nothing to test. Expected -opt RECIPE, or --model MODEL with --sets.')
     named = common.named_options(args)
     tests = []
     for stage in stages:
-        check_options(stage.options, stage.option_path)
+        if args.opt:
+            check_options(stage.options, stage.option_path)
         tests.append(test_stage(stage, named, args.save_img))
     if args.weights:
         tests = _named_checkpoints(tests, args.weights)
@@ -73,11 +85,11 @@ def test(args: argparse.Namespace) -> int:
         raise CheckpointError(
             f'nothing to test; none of these exists:\n{missing}\nTrain first, or name a file: --weights FILE'
         )
-    if args.sets:
+    if not args.sets:
+        check_data(present[0])
+    elif args.opt:
         for stage in present:
             stage.options['datasets'] = _sets(args.sets, next(iter(stage.options['datasets'].values())))
-    else:
-        check_data(present[0])
 
     folder = present[0].folder.parent
     protocol = protocol_of(present[0].options, args.protocol)
@@ -102,6 +114,32 @@ def test(args: argparse.Namespace) -> int:
     print(to_markdown(evaluation))
     print(f'Saved in {folder}')
     return 0
+
+
+def _stage_of_model(args: argparse.Namespace) -> Stage:
+    """Makes the stage that would have trained the model that ``--model`` names."""
+    from pisr_plugin.config.stages import Stage
+
+    given = {'-opt': args.opt, '--stage': args.stage, '--force_yml': args.force_yml, '--weights': args.weights}
+    if any(given.values()):
+        wrong = ', '.join(flag for flag, value in given.items() if value)
+        raise OptionsError(f'--model: goes without a recipe (found {wrong}). Expected --sets, --protocol, ... alone.')
+    if not args.sets:
+        raise OptionsError(f'--model {args.model}: on which images? Expected --sets NAME=FOLDER.')
+    common.import_plugins(args.plugin)
+    card = common.find_card(args.model)
+    shown = {'crop_border': card.scale, 'test_y_channel': True}
+    options = {
+        'name': card.name,
+        'model_type': 'PISRModel',
+        'num_gpu': 'auto',
+        'scale': card.scale,
+        'network_g': dict(card.network),
+        'path': {'pretrain_network_g': str(card.weights), 'param_key_g': card.param_key},
+        'datasets': _sets(args.sets, {'color': card.color}),
+        'val': {'metrics': {name: {'type': f'calculate_{name}', **shown} for name in ('psnr', 'ssim')}},
+    }
+    return Stage('', options, Path('experiments', card.name).absolute())
 
 
 def _named_checkpoints(stages: list[Stage], entries: list[str]) -> list[Stage]:
