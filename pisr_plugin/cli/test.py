@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     common.add_recipe_flags(parser, required=False)
     parser.add_argument(
         '--model',
-        help='test this one, on --sets: a name that `pisr-list models` shows, a file of weights, a run folder',
+        help='test this model, on --sets: a name that `pisr-list models` shows, a file of weights, a run folder',
     )
     parser.add_argument(
         '--weights', nargs='+', default=[], metavar='[NAME=]FILE', help='checkpoints to test in place of the stages'
