@@ -13,6 +13,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from PIL import Image, ImageCms, ImageOps
+from PIL.TiffImagePlugin import IFDRational
 
 from pisr_plugin import load_model
 from pisr_plugin.cli import upscale as command
@@ -516,6 +517,15 @@ def test_a_tiff_keeps_the_main_notes(desk):
     assert {tag: result.get(tag) for tag in exif if tag not in (ORIENTATION, DETAILS)} == {
         tag: value for tag, value in exif.items() if tag not in (ORIENTATION, DETAILS)
     }
+
+
+@pytest.mark.parametrize('notes', [{0x0128: 99}, {0x011A: (1, 2)}, {0x011B: IFDRational(1, 0)}, {0x0132: 7}])
+def test_damaged_notes_are_no_reason_to_fail(desk, notes):
+    exif = Image.Exif()
+    exif.update({0x011A: 72.0, 0x011B: 72.0, **notes})
+    picture().save('a.jpg', exif=exif)
+    assert upscale(['a.jpg', '-o', 'b.tiff']) == 0
+    opened('b.tiff').load()
 
 
 @pytest.mark.parametrize('form', ['png', 'jpg', 'tiff', 'webp'])

@@ -183,8 +183,7 @@ def _write_tiff(
     """Writes one TIFF, whose strips are the pieces."""
     exif, channels = photo.exif, len(photo.mode)
     texts = {tag: exif[tag] for tag in _TEXTS if tag in exif}
-    resolution = [float(exif.get(tag, 0)) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]
-    has_resolution = all(0 < value < math.inf for value in resolution)
+    resolution, unit = _resolution(exif)
     dtype = np.dtype(np.uint16 if photo.has_16_bits else np.uint8)
     tifffile.imwrite(
         file,
@@ -198,8 +197,8 @@ def _write_tiff(
         rowsperstrip=_ROWS,
         compression='zlib',
         iccprofile=profile or None,
-        resolution=(resolution[0], resolution[1]) if has_resolution else None,
-        resolutionunit=exif.get(_RESOLUTION_UNIT, 2) if has_resolution else None,
+        resolution=resolution,
+        resolutionunit=unit,
         software=False,
         metadata=None,
         extratags=[
@@ -207,6 +206,16 @@ def _write_tiff(
             for tag, text in texts.items()
         ],
     )
+
+
+def _resolution(exif: Image.Exif) -> tuple[tuple[float, float] | None, int | None]:
+    """Returns the resolution and its unit; two times None if the tags are missing or damaged."""
+    try:
+        x, y = (float(exif.get(tag, 0)) for tag in (_X_RESOLUTION, _Y_RESOLUTION))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None, None
+    unit = exif.get(_RESOLUTION_UNIT, 2)
+    return ((x, y), unit) if 0 < x < math.inf and 0 < y < math.inf and unit in (1, 2, 3) else (None, None)
 
 
 def _encode_16_bits(pixels: np.ndarray, exif: Image.Exif | None, profile: bytes) -> bytes:
