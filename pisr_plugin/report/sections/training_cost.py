@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from pisr_plugin.evaluation.results import Row
 from pisr_plugin.report.palette import PAGE, PAPER, Palette
@@ -94,6 +95,10 @@ def over_time(
                 label=label,
             )
             names += [(p.seconds, p.psnr, p.name, color, 6) for p in group]
+    axis.set_xscale('log')
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
+    axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}' if f'{value:.0e}'[0] in '25' else ''))
+    axis.tick_params(axis='x', which='both', pad=5)
     axis.margins(0.14, 0.18)
     axis.set_xlabel('CPU seconds of training, all stages')
     axis.set_ylabel(f'PSNR on {test_set}, dB', parse_math=False)
