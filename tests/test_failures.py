@@ -272,7 +272,11 @@ def test_stopping_while_it_validates_saves_and_validates_again_when_resumed(work
 
 @pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_the_warnings_of_batch_systems_save_and_end_the_run(run_endlessly, number):
-    process = run_endlessly()
+    before = signal.signal(number, signal.SIG_DFL)  # nohup around the tests would make the run ignore hangups
+    try:
+        process = run_endlessly()
+    finally:
+        signal.signal(number, before)
     wait_for_progress([process], Path('experiments'))
     process.send_signal(number)
     (output,) = outputs([process])

@@ -281,7 +281,11 @@ def test_narrow_screens_do_not_scroll_sideways(opened, width):
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.locator('details').last.locator('summary').click()
     assert page.evaluate('document.documentElement.scrollWidth') <= width
-    assert page.locator('.chart .narrow' if width < 760 else '.chart .wide').is_visible()
+    shown, hidden = ('narrow', 'wide') if width < 760 else ('wide', 'narrow')
+    charts = page.locator('.chart:has(.narrow)').all()
+    assert len(charts) == 2
+    for chart in charts:
+        assert chart.locator(f'.{shown}').is_visible() and not chart.locator(f'.{hidden}').is_visible()
 
 
 def test_everything_is_reached_by_tab(opened):

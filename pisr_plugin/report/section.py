@@ -52,8 +52,9 @@ class ReportData:
 class Section:
     """A section of the page: a subclass in a file, and a template of the file's name beside it.
 
-    ``cost.py`` goes with ``cost.html.j2`` and, if there are, ``cost.js`` and ``cost.css``. In the template the section
-    is ``section``, the record ``evaluation``. A script finds what :meth:`script_data` returns in ``pisr.data.cost``.
+    ``curves.py`` goes with ``curves.html.j2`` and, if there are, ``curves.js`` and ``curves.css``. In the template the
+    section is ``section``, the record ``evaluation``. A script finds what :meth:`script_data` returns in
+    ``pisr.data.curves``.
 
     Attributes:
         position: Sections stand on the page in ascending order.
