@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from basicsr.models import build_model
 from torch import distributed as dist
 
 from pisr_plugin.cli.train import main as train
@@ -19,7 +18,6 @@ from pisr_plugin.inference import checkpoint
 from pisr_plugin.utils.errors import OptionsError
 from tests.conftest import make_images
 from tests.processes import TRAIN, free_port, outputs, start, start_ranks, wait_for_progress
-from tests.test_model import options
 
 EXPERIMENTS = Path('experiments')
 
@@ -79,7 +77,6 @@ def test_two_ranks_train_as_one_process_with_twice_the_batch(workspace):
 VALIDATION = """
 import sys, torch
 import pisr_plugin
-from basicsr.models import build_model
 from pisr_plugin.engine.distributed import process_group
 from pisr_plugin.engine.watchdog import RankWatchdog
 from pisr_plugin.engine.loop import _val_loaders
@@ -95,18 +92,6 @@ with process_group(sys.argv[1]):
     model.validation(_val_loaders(opt)[0], 1, None, False)
     open(f'{sys.argv[2]}_{opt["rank"]}', 'w').write(repr(list(model.metric_results.values())))
 """
-
-
-def test_gradients_are_exchanged_where_they_are_computed(tmp_path):
-    """Without views into the buckets each of them is copied there and back."""
-    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    try:
-        model = build_model(options(dist=True))
-        model.feed_data({'lq': torch.rand(2, 1, 8, 8), 'gt': torch.rand(2, 1, 16, 16)})
-        model.optimize_parameters(1)
-        assert all(parameter.grad._is_view() for parameter in model.linked.parameters())
-    finally:
-        dist.destroy_process_group()
 
 
 def test_validation_over_ranks_gives_the_figures_of_one_process(workspace):
