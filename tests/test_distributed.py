@@ -77,6 +77,7 @@ def test_two_ranks_train_as_one_process_with_twice_the_batch(workspace):
 VALIDATION = """
 import sys, torch
 import pisr_plugin
+from basicsr.models import build_model
 from pisr_plugin.engine.distributed import process_group
 from pisr_plugin.engine.watchdog import RankWatchdog
 from pisr_plugin.engine.loop import _val_loaders
