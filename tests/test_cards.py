@@ -113,6 +113,8 @@ def test_a_file_without_a_card_is_recognised(tmp_path):
         ({'network': []}, 'network: wrong value'),
         ({'measured': {'basicsr': {'Set5': {'psnr': 'high'}}}}, 'measured: wrong value'),
         ({'measured': {'basicsr': 3}}, 'measured: wrong value'),
+        ({'measured': {'basicsr': {'Set5': {'psnr': 10**400}}}}, 'measured: wrong value'),
+        ({'parameters': 2**60}, 'parameters: wrong value'),
         ({'measure': {}}, "measure: no such key. Did you mean 'measured'"),
         ({'trained': {'data': {'a': 1}}}, 'trained: wrong value'),
         ({'sha256': 'abc'}, 'sha256: wrong value'),

@@ -72,12 +72,8 @@ def paired(tmp_path_factory):
 
 
 @pytest.mark.parametrize('workers, method', [(1, 'fork'), (2, 'fork'), (2, 'spawn')])
-def test_workers_make_what_the_main_process_makes(paired, workers, method, monkeypatch):
+def test_workers_make_what_the_main_process_makes(paired, workers, method):
     from basicsr.data import build_dataset
-
-    monkeypatch.setattr(
-        multiprocessing.context._default_context, '_actual_context', multiprocessing.get_context(method)
-    )
 
     def run(count, **more):
         with build_train_loader(build_dataset(paired), {**paired, **more}, seed=3) as feed:

@@ -69,14 +69,12 @@ def test(args: argparse.Namespace) -> int:
         stages = [_stage_of_model(args)]
     elif args.opt:
         stages = select(unroll(common.load_recipe(args)), args.stage)
+        for stage in stages:
+            check_options(stage.options, stage.option_path)
     else:
         raise OptionsError('nothing to test. Expected -opt RECIPE, or --model MODEL with --sets.')
     named = common.named_options(args)
-    tests = []
-    for stage in stages:
-        if args.opt:
-            check_options(stage.options, stage.option_path)
-        tests.append(test_stage(stage, named, args.save_img))
+    tests = [test_stage(stage, named, args.save_img) for stage in stages]
     if args.weights:
         tests = _named_checkpoints(tests, args.weights)
     present = tests[-1:] if args.bicubic else [stage for stage in tests if weights_of(stage).is_file()]
@@ -85,11 +83,11 @@ def test(args: argparse.Namespace) -> int:
         raise CheckpointError(
             f'nothing to test; none of these exists:\n{missing}\nTrain first, or name a file: --weights FILE'
         )
-    if not args.sets:
-        check_data(present[0])
-    elif args.opt:
+    if args.sets:
         for stage in present:
             stage.options['datasets'] = _sets(args.sets, next(iter(stage.options['datasets'].values())))
+    else:
+        check_data(present[0])
 
     folder = present[0].folder.parent
     protocol = protocol_of(present[0].options, args.protocol)
@@ -136,7 +134,7 @@ def _stage_of_model(args: argparse.Namespace) -> Stage:
         'scale': card.scale,
         'network_g': dict(card.network),
         'path': {'pretrain_network_g': str(card.weights), 'param_key_g': card.param_key},
-        'datasets': _sets(args.sets, {'color': card.color}),
+        'datasets': {'test': {'color': card.color}},  # --sets replace it
         'val': {'metrics': {name: {'type': f'calculate_{name}', **shown} for name in ('psnr', 'ssim')}},
     }
     return Stage('', options, Path('experiments', card.name).absolute())

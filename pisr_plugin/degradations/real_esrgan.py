@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from pisr_plugin.utils.checks import checked_number, checked_range, checked_whol
 from pisr_plugin.utils.errors import OptionsError
 from pisr_plugin.utils.random_state import seeded
 
-_QUALITIES = (1, 99)  # at 100 BasicSR's DiffJPEG divides by zero
 NEEDED = ('gt', 'kernel1', 'kernel2', 'sinc_kernel')
 
 
@@ -88,24 +88,26 @@ class SecondOrderDegradation:
     ) -> None:
         self.gt_size = checked_whole('gt_size', gt_size, scale, 1 << 16, multiple=scale)
         self.scale, self.seed = scale, seed
-        self.first = _Round(
-            _weights('resize_prob', resize_prob),
-            _around_one('resize_range', resize_range),
-            checked_number('gaussian_noise_prob', gaussian_noise_prob, 0, 1),
-            checked_range('noise_range', noise_range, 0, 255),
-            checked_range('poisson_scale_range', poisson_scale_range, 0, 1000),
-            checked_number('gray_noise_prob', gray_noise_prob, 0, 1),
-            checked_range('jpeg_range', jpeg_range, *_QUALITIES),
+        self.first = _Round.checked(
+            '',
+            resize_prob=resize_prob,
+            resize_range=resize_range,
+            gaussian_noise_prob=gaussian_noise_prob,
+            noise_range=noise_range,
+            poisson_scale_range=poisson_scale_range,
+            gray_noise_prob=gray_noise_prob,
+            jpeg_range=jpeg_range,
         )
         self.second_blur_prob = checked_number('second_blur_prob', second_blur_prob, 0, 1)
-        self.second = _Round(
-            _weights('resize_prob2', resize_prob2),
-            _around_one('resize_range2', resize_range2),
-            checked_number('gaussian_noise_prob2', gaussian_noise_prob2, 0, 1),
-            checked_range('noise_range2', noise_range2, 0, 255),
-            checked_range('poisson_scale_range2', poisson_scale_range2, 0, 1000),
-            checked_number('gray_noise_prob2', gray_noise_prob2, 0, 1),
-            checked_range('jpeg_range2', jpeg_range2, *_QUALITIES),
+        self.second = _Round.checked(
+            '2',
+            resize_prob=resize_prob2,
+            resize_range=resize_range2,
+            gaussian_noise_prob=gaussian_noise_prob2,
+            noise_range=noise_range2,
+            poisson_scale_range=poisson_scale_range2,
+            gray_noise_prob=gray_noise_prob2,
+            jpeg_range=jpeg_range2,
         )
         self._jpeg = deepcopy(DiffJPEG(differentiable=False))  # all instances of DiffJPEG share two tables
 
@@ -191,6 +193,20 @@ class _Round:
     poisson_scale_range: tuple[float, float]
     gray_noise_prob: float
     jpeg_range: tuple[float, float]
+
+    @classmethod
+    def checked(cls, suffix: str, **values: Any) -> _Round:
+        """Makes one of the arguments that end in ``suffix``, or raises ValueError if one is out of its range."""
+        checks: dict[str, Callable[[str, Any], Any]] = {
+            'resize_prob': _weights,
+            'resize_range': _around_one,
+            'gaussian_noise_prob': partial(checked_number, low=0, high=1),
+            'noise_range': partial(checked_range, low=0, high=255),
+            'poisson_scale_range': partial(checked_range, low=0, high=1000),
+            'gray_noise_prob': partial(checked_number, low=0, high=1),
+            'jpeg_range': partial(checked_range, low=1, high=99),  # at 100 BasicSR's DiffJPEG divides by zero
+        }
+        return cls(**{name: checks[name](f'{name}{suffix}', value) for name, value in values.items()})
 
     def draw_factor(self) -> float:
         """Draws the factor of the resizing."""

@@ -180,7 +180,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     'color': (lambda value: value in COLORS, ' or '.join(COLORS)),
     'param_key': (lambda value: value in ('params', 'params_ema'), 'params or params_ema'),
     'sha256': (lambda value: _is_text(value) and len(str(value)) == 64, '64 hexadecimal digits'),
-    'parameters': (lambda value: is_whole(value, 0, 2**60), 'a whole number from 0 on'),
+    'parameters': (lambda value: is_whole(value, 0, 2**60 - 1), 'a whole number from 0 on'),
     'trained': (_is_flat, 'a mapping of text and numbers'),
     'measured': (_is_measured, 'numbers by protocol, test set and metric'),
     'licence': (_is_texts, 'a mapping of text'),

@@ -36,6 +36,12 @@ class ReportData:
     sections: dict[str, Section] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def main_set(self) -> str:
+        """The test set of figures that show one: Set5 if it was measured, else the first; empty if there is none."""
+        sets = self.evaluation.sets
+        return 'Set5' if 'Set5' in sets else next(iter(sets), '')
+
     def first_image(self) -> tuple[str, np.ndarray]:
         """Name and ground truth, (H, W, 3), uint8, of the first image, its sides cut to multiples of the scale.
 

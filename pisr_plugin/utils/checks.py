@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Returns whether a value is a finite number."""
-    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    """Returns whether a value is a finite number that a float can hold."""
+    largest = sys.float_info.max  # a whole number beyond it cannot become a float
+    return is_whole(value, -largest, largest) or (isinstance(value, float) and math.isfinite(value))
 
 
 def is_whole(value: object, low: float = -math.inf, high: float = math.inf) -> TypeGuard[int]:

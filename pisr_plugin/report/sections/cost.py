@@ -45,7 +45,7 @@ class CostSection(Section):
 
     def __init__(self, report: ReportData) -> None:
         evaluation = report.evaluation
-        self.test_set = 'Set5' if 'Set5' in evaluation.sets else evaluation.sets[0] if evaluation.sets else ''
+        self.test_set = report.main_set
         self.own = [
             NetworkPoint(row.title, row.parameters, row.multi_adds, psnr, i)
             for i, row in enumerate(evaluation.rows)

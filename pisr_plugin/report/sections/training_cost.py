@@ -45,7 +45,7 @@ class TrainingCostSection(Section):
 
     def __init__(self, report: ReportData) -> None:
         evaluation = report.evaluation
-        self.test_set = 'Set5' if 'Set5' in evaluation.sets else evaluation.sets[0] if evaluation.sets else ''
+        self.test_set = report.main_set
         self.points = [
             TrainedPoint(
                 row.title, row.training_seconds, psnr, row.sets[self.test_set].spread.get('psnr', 0), _taught(row)
@@ -78,21 +78,21 @@ def over_time(
         size: Width and height in inches.
     """
     figure, (axis,) = figure_with_axes(palette, size)
-    groups = {'with a teacher': palette.series[1], 'without a teacher': palette.series[0]}
     names = []
-    for label, color in groups.items():
-        group = sorted((p for p in points if p.taught == (label == 'with a teacher')), key=lambda p: p.seconds)
+    for taught in (True, False):
+        group = sorted((p for p in points if p.taught is taught), key=lambda p: p.seconds)
         if group:
+            color = palette.series[1 if taught else 0]
             axis.errorbar(
                 [p.seconds for p in group],
                 [p.psnr for p in group],
                 [p.spread for p in group],
-                fmt='o' if label == 'with a teacher' else 'o-',
+                fmt='o' if taught else 'o-',
                 markersize=5,
                 linewidth=1.2,
                 elinewidth=1.6,
                 color=color,
-                label=label,
+                label='with a teacher' if taught else 'without a teacher',
             )
             names += [(p.seconds, p.psnr, p.name, color, 6) for p in group]
     axis.set_xscale('log')
