@@ -17,7 +17,8 @@ from pisr_plugin.engine.train import build_trial
 from pisr_plugin.engine.training_states import TrainingStates
 from pisr_plugin.utils.text_files import read_records
 
-_STEPS = {'cpu': 3, 'cuda': 20}  # on a GPU the first ones also choose algorithms and record a graph
+_STEPS = {'cpu': 3, 'cuda': 20}  # at least; on a GPU the first ones also choose algorithms and record a graph
+_SECONDS = 1  # at least: single steps of small networks differ much
 
 
 def estimate(stages: Iterable[Stage]) -> dict[str, float]:
@@ -62,11 +63,11 @@ def _trial(stage: Stage, to_come: set[Path]) -> float:
     opt = runtime_options(stage, stage.folder, is_train=True)
     model = build_trial(opt, to_come, num_gpu=min(opt['num_gpu'], 1))
     batch = noise_batch(opt, opt['datasets']['train']['batch_size_per_gpu'])
-    times = []
-    for step in range(1, _STEPS[model.device.type] + 2):
+    times: list[float] = []
+    while len(times) <= _STEPS[model.device.type] or sum(times) < _SECONDS:
         started = time.perf_counter()
         model.feed_data(batch)
-        model.optimize_parameters(step)
+        model.optimize_parameters(len(times) + 1)
         if model.device.type == 'cuda':
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
