@@ -224,6 +224,19 @@ def test_a_folder_keeps_its_subfolders(desk, capsys):
     assert 'holiday/sea side/b_x2.jpg' in files('../all')
 
 
+def test_results_have_the_names_that_the_suffix_makes(desk, capsys):
+    Path('holiday').mkdir()
+    picture().save('holiday/a.png')
+    assert upscale(['holiday', '-o', 'large', '--suffix', '']) == 0
+    assert upscale(['holiday', '-o', 'large', '--suffix', '_up']) == 0
+    assert files('large') == ['a.png', 'a_up.png'] and opened('large/a.png').size == (40, 26)
+    assert upscale(['holiday/a.png', '--suffix', '', '--overwrite']) == 2
+    assert 'would take the place of a photo' in capsys.readouterr().err
+    assert upscale(['holiday/a.png', '--suffix', '/../b']) == 2
+    assert upscale(['holiday/a.png', '-o', 'b.png', '--suffix', '_up']) == 2
+    assert files('holiday') == ['a.png'] and not Path('b.png').exists()
+
+
 def test_results_that_exist_are_replaced_on_request_only(desk, capsys):
     picture().save('a.png')
     Path('a_x2.png').write_text('mine')

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pisr_plugin.cli import common
 from pisr_plugin.utils.errors import DataError, OptionsError, first_line
+from pisr_plugin.utils.files import name_as_folder
 from pisr_plugin.utils.logging import notice
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('-o', '--output', type=Path, metavar='PATH', help='folder for the results; or a file, for one')
     common.add_model_flags(parser)
     parser.add_argument('--format', choices=FORMATS, help="of the results (default: png); same: as each photo's")
+    parser.add_argument('--suffix', metavar='TEXT', help="end of the results' names (default: _x2, with the scale)")
     parser.add_argument('--quality', type=int, metavar='1-100', help='of jpg, webp and avif (default: 95)')
     parser.add_argument('--overwrite', action='store_true', help='replace results that exist')
     parser.add_argument(
@@ -63,13 +65,15 @@ def upscale(args: argparse.Namespace) -> int:
         raise OptionsError(f'--strips {args.strips}: a number of rows from 1 on is needed.')
     if args.quality is not None and not 1 <= args.quality <= 100:
         raise OptionsError(f'--quality {args.quality}: expected a number from 1 to 100.')
+    if args.suffix:
+        name_as_folder(args.suffix, '--suffix')
     for photo in args.photos:
         if not photo.exists():
             raise DataError(f'{photo}: no such file.')
     model = common.load_named_model(args)
     if args.strips:
         check_strips(model)
-    jobs = find_results(args.photos, args.output, model.scale, args.format)
+    jobs = find_results(args.photos, args.output, model.scale, args.format, args.suffix)
     if args.compile:
         assert model.net is not None  # bicubic interpolation alone has none
         model.net = optimized(model.net, compile=True)
@@ -97,7 +101,9 @@ def upscale(args: argparse.Namespace) -> int:
     return common.SOME_FAILED if failed else 0
 
 
-def find_results(photos: list[Path], output: Path | None, scale: int, file_format: str | None) -> dict[Path, Path]:
+def find_results(
+    photos: list[Path], output: Path | None, scale: int, file_format: str | None, suffix: str | None
+) -> dict[Path, Path]:
     """Returns where the result for each photo will be, by the rules that ``--help`` shows.
 
     Args:
@@ -105,6 +111,7 @@ def find_results(photos: list[Path], output: Path | None, scale: int, file_forma
         output: What ``-o`` names, if anything.
         scale: Upscaling factor.
         file_format: What ``--format`` names, if anything.
+        suffix: What ``--suffix`` names, if anything.
 
     Raises:
         DataError: a folder has no photos, or two photos would have the same result.
@@ -115,9 +122,12 @@ def find_results(photos: list[Path], output: Path | None, scale: int, file_forma
     if output is not None and output.suffix.lower().lstrip('.') in BY_SUFFIX and not output.is_dir():
         if len(photos) > 1 or photos[0].is_dir():
             raise OptionsError(f'-o {output}: names a file, for one photo. Expected a folder.')
+        if suffix is not None:
+            raise OptionsError(f'-o {output}: is a file, so --suffix {suffix!r} has no meaning. Expected a folder.')
         if file_format is not None and _format_of(output) is not BY_SUFFIX.get(file_format):
             raise OptionsError(f'-o {output}: another format than --format {file_format}.')
         return {photos[0]: output}
+    end = f'_x{scale}' if suffix is None else suffix
     results: dict[Path, Path] = {}
     owners: dict[Path, Path] = {}
     for named in photos:
@@ -130,10 +140,10 @@ def find_results(photos: list[Path], output: Path | None, scale: int, file_forma
         else:
             files = {named: output or named.parent}
         for photo, place in files.items():
-            suffix = f'.{file_format or "png"}'
+            ending = f'.{file_format or "png"}'
             if file_format == 'same':
-                suffix = photo.suffix if _format_of(photo) else '.png'
-            result = place / f'{photo.stem}_x{scale}{suffix}'
+                ending = photo.suffix if _format_of(photo) else '.png'
+            result = place / f'{photo.stem}{end}{ending}'
             if owners.setdefault(result, photo) != photo:
                 raise DataError(
                     f'{owners[result]} and {photo}: both would become {result}. Expected --format same, or two calls '
