@@ -12,6 +12,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from bokeh.resources import Resources
+from matplotlib.text import Text
 
 from pisr_plugin.cli.report import main
 from pisr_plugin.data.storage.image_files import read_rgb
@@ -26,6 +27,7 @@ from pisr_plugin.report.sections.compact_feature import CompactFeature, spectrum
 from pisr_plugin.report.sections.cost import NetworkPoint, trade_off
 from pisr_plugin.report.sections.curves import MOST_POINTS, all_curves, read_log
 from pisr_plugin.report.sections.how import command, commands
+from pisr_plugin.report.sections.training_cost import TrainedPoint, over_time
 from pisr_plugin.utils.errors import DataError, OptionsError
 from tests.report_sample import EVIL, TEACHER, make_results
 
@@ -347,6 +349,19 @@ def test_training_time_is_drawn_with_and_without_a_teacher(own_results):
     lines = {line.get_color(): line.get_xdata().tolist() for line in axis.lines if len(line.get_xdata())}
     assert sorted(x for xs in lines.values() for x in xs) == sorted(p.seconds for p in section.points)
     assert 'CPU seconds of the iterations' in render(report)
+
+
+def test_of_many_rows_the_chart_names_those_with_several_seeds_and_keeps_names_off_the_curve():
+    points = [TrainedPoint(f'row {i}', 100.0 * i, 36 + i / 10, 0.01, 3 if i < 4 else 1, i > 6) for i in range(1, 10)]
+    for count, named in ((9, 3), (8, 8)):
+        (axis,) = (figure := over_time(points[:count], 'Set5', PAPER)).axes
+        assert {text.get_text() for text in axis.texts} == {f'row {i}' for i in range(1, named + 1)}
+    renderer = figure.canvas.get_renderer()
+    curve = axis.transData.transform([(p.seconds, p.psnr) for p in points[:6]])
+    between = (curve[1:] + curve[:-1]) / 2
+    for text in axis.texts:
+        x0, y0, x1, y1 = Text.get_window_extent(text, renderer).extents
+        assert not any(x0 < x < x1 and y0 < y < y1 for x, y in between)
 
 
 def test_the_headline_names_rows_below_bicubic(own_results):

@@ -96,19 +96,26 @@ def show_picture(axis: Axes, picture: np.ndarray, title: str) -> None:
     axis.axis('off')
 
 
-def label_points(figure: Figure, axis: Axes, names: Sequence[tuple[float, float, str, str, float]]) -> None:
-    """Writes each name beside its point where it covers no other name, or the fewest.
+def label_points(
+    figure: Figure,
+    axis: Axes,
+    names: Sequence[tuple[float, float, str, str, float]],
+    lines: Sequence[Sequence[tuple[float, float]]] = (),
+) -> None:
+    """Writes each name beside its point where it covers no other name, point or line, or the fewest.
 
     Args:
         figure: A figure of :func:`empty_figure`.
         axis: The axis that has the points.
         names: For each point x, y, name, colour, and the smallest distance of the name in points.
+        lines: The corners of lines to keep free, each x, y.
     """
     figure.draw_without_rendering()
     assert isinstance(figure.canvas, FigureCanvasAgg)  # as empty_figure makes it
     renderer = figure.canvas.get_renderer()
     points = [axis.transData.transform((x, y)) for x, y, *_ in names]
     taken: list[tuple] = [(px - 4, py - 4, px + 4, py + 4) for px, py in points]
+    taken += [(px - 2, py - 2, px + 2, py + 2) for line in lines for px, py in _along(axis.transData.transform(line))]
     frame = tuple(axis.get_window_extent(renderer).extents)
     for x, y, name, color, nearest in names:
         steps = [nearest + more for more in (0, 8, 18, 30)]
@@ -143,6 +150,13 @@ def label_points(figure: Figure, axis: Axes, names: Sequence[tuple[float, float,
                 break
         assert best  # there are always places
         taken.append(best[2])
+
+
+def _along(corners: np.ndarray) -> np.ndarray:
+    """Returns points every 4 pixels along a line through corners, (N, 2)."""
+    lengths = np.concatenate([[0], np.hypot(*np.diff(corners, axis=0).T).cumsum()])
+    places = np.arange(0, lengths[-1], 4)
+    return np.stack([np.interp(places, lengths, side) for side in corners.T], 1)
 
 
 def _area(a: tuple, b: tuple) -> float:

@@ -26,6 +26,7 @@ class TrainedPoint:
         seconds: CPU seconds of all its stages, mean over the seeds.
         psnr: In dB, mean over the seeds.
         spread: Standard deviation of the PSNR over the seeds.
+        seeds: Number of seeds.
         taught: Whether a teacher took part.
     """
 
@@ -33,6 +34,7 @@ class TrainedPoint:
     seconds: float
     psnr: float
     spread: float
+    seeds: int
     taught: bool
 
 
@@ -48,7 +50,12 @@ class TrainingCostSection(Section):
         self.test_set = report.main_set
         self.points = [
             TrainedPoint(
-                row.title, row.training_seconds, psnr, row.sets[self.test_set].spread.get('psnr', 0), _taught(row)
+                row.title,
+                row.training_seconds,
+                psnr,
+                row.sets[self.test_set].spread.get('psnr', 0),
+                len(row.seeds),
+                _taught(row),
             )
             for row in evaluation.rows
             if row.role == 'student' and row.training_seconds
@@ -71,6 +78,8 @@ def over_time(
 ) -> Figure:
     """Draws PSNR over CPU seconds; a line joins the rows without a teacher.
 
+    Of more than eight rows only those with several seeds are named, if there are any.
+
     Args:
         points: The rows.
         test_set: Test set of the PSNR.
@@ -78,7 +87,9 @@ def over_time(
         size: Width and height in inches.
     """
     figure, (axis,) = figure_with_axes(palette, size)
-    names = []
+    repeated = [p for p in points if p.seeds > 1]
+    named = repeated if len(points) > 8 and repeated else points
+    names, lines = [], []
     for taught in (True, False):
         group = sorted((p for p in points if p.taught is taught), key=lambda p: p.seconds)
         if group:
@@ -94,7 +105,9 @@ def over_time(
                 color=color,
                 label='with a teacher' if taught else 'without a teacher',
             )
-            names += [(p.seconds, p.psnr, p.name, color, 6) for p in group]
+            names += [(p.seconds, p.psnr, p.name, color, 6) for p in group if p in named]
+            lines += [[(p.seconds, p.psnr - p.spread), (p.seconds, p.psnr + p.spread)] for p in group]
+            lines += [] if taught else [[(p.seconds, p.psnr) for p in group]]
     axis.set_xscale('log')
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
     axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}' if f'{value:.0e}'[0] in '25' else ''))
@@ -104,7 +117,7 @@ def over_time(
     axis.set_ylabel(f'PSNR on {test_set}, dB', parse_math=False)
     axis.grid(color=palette.line, linewidth=0.8)
     axis.legend(loc='lower right', frameon=False, fontsize=8, labelcolor='linecolor')
-    label_points(figure, axis, names)
+    label_points(figure, axis, names, lines)
     return figure
 
 
