@@ -153,9 +153,9 @@ def label_points(
 
 
 def _along(corners: np.ndarray) -> np.ndarray:
-    """Returns points every 4 pixels along a line through corners, (N, 2)."""
+    """Returns points every 4 pixels along a line through corners, (N, 2), both ends included."""
     lengths = np.concatenate([[0], np.hypot(*np.diff(corners, axis=0).T).cumsum()])
-    places = np.arange(0, lengths[-1], 4)
+    places = np.arange(0, lengths[-1] + 4, 4)
     return np.stack([np.interp(places, lengths, side) for side in corners.T], 1)
 
 
