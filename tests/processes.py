@@ -179,7 +179,11 @@ def outputs(processes: Iterable[WarmProcess], timeout: float = 300) -> list[str]
 
 def written(folder: Path) -> int:
     """How much the runs in a folder have reported so far."""
-    return sum(file.stat().st_size for file in folder.rglob('metrics.jsonl'))
+    size = 0
+    for place, _, files in os.walk(folder):  # a run may remove folders meanwhile
+        with suppress(FileNotFoundError):
+            size += Path(place, 'metrics.jsonl').stat().st_size if 'metrics.jsonl' in files else 0
+    return size
 
 
 def wait_for_progress(processes: Iterable[WarmProcess], folder: Path, more: float = 0.0) -> None:

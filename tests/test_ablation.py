@@ -283,6 +283,7 @@ def test_steps_are_timed_on_the_device_that_trains(workspace, monkeypatch, gpus)
             pass
 
     monkeypatch.setattr(estimates, 'build_trial', lambda opt, to_come, num_gpu: built.append(num_gpu) or Model())
+    monkeypatch.setattr(estimates, '_SECONDS', 0)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: built.append('synchronized'))
     [stage] = unroll(compose(workspace.recipe('baseline', num_gpu='auto')))

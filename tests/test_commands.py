@@ -103,6 +103,17 @@ def test_what_a_command_raises_is_one_message(error, code, told, capsys, tmp_pat
     assert capsys.readouterr().err == told and not list(tmp_path.iterdir())
 
 
+def test_an_interrupt_while_python_ends_prints_nothing():
+    code = (
+        'import atexit, os, signal, time\n'
+        'atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1)))\n'
+        'from pisr_plugin.cli import common\n'
+        'raise SystemExit(common.run(lambda: 0))\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 @pytest.mark.parametrize('error', [ZeroDivisionError('on\npurpose'), RecursionError(), KeyError('x'), AssertionError()])
 def test_an_unexpected_exception_is_a_message_and_a_log(error, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -41,7 +41,7 @@ def test_every_recipe_composes_and_builds_its_networks_and_links(recipe, monkeyp
             model = build_model(opt)  # proves taps, shapes, losses and gradients too
         assert model.label == stage.network[-1]
         assert len(model.links) == len(stage.options['train'].get('distill_opt') or {})
-    alone = recipe.stem.startswith('baseline') or recipe.parent.name in ('idn', 'released')
+    alone = recipe.stem.startswith(('baseline', 'taught')) or recipe.parent.name in ('idn', 'released')
     assert (model.teacher is None) == alone  # of the last stage
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -338,6 +340,14 @@ def run(command: Callable[[], int | None]) -> int:
             f'This is a mistake in pisr_plugin, or in a plugin. Please send {_write_log()} to its authors.'
         )
         return UNEXPECTED
+    finally:
+        atexit.unregister(_ignore_interrupts)
+        atexit.register(_ignore_interrupts)  # Python calls what is registered last first
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C while Python cleans up behind a command would print a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _print_error(text: str) -> None:
